@@ -1,0 +1,68 @@
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PEERS_INSTALLED := $(VENV)/.installed-benchmarks
+
+# The models are small: one thread for each process is fastest, and reproducible.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: $(INSTALLED) ## Fit the Eight Schools model and show the result
+	$(BIN)/python examples/eight_schools.py
+
+.PHONY: test
+test: lint ## Run the linter, the type checker and the tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: slow
+slow: $(INSTALLED) ## Run the longer statistical checks
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code and apply the linter's safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(PEERS_INSTALLED) ## Run the Eight Schools benchmark beside its peers
+	$(BIN)/python -m benchmarks.eight_schools
+	$(BIN)/python -m benchmarks.report
+
+.PHONY: clean
+clean: ## Remove caches and build products; the virtual environment stays
+	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist site
+	find avbvi benchmarks examples models tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: the environment is made once, and updated when what it installs has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! test -x $(BIN)/python; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+			echo "avbvi needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
+				"run make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+			echo "'$(PYTHON)' lacks the venv module: install it" \
+				"(on Debian or Ubuntu: apt install python3-venv)" >&2; exit 1; }; \
+		$(PYTHON) -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(PEERS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[benchmarks]"
+	@touch $@

@@ -1,0 +1,55 @@
+"""avbvi: black-box variational inference with neural samplers, for Pyro."""
+
+from .adversaries import Adversary, Hint, Logistic, MLPAdversary, Objective, ResidualAdversary
+from .contrasts import Contrast, GaussianContrast, MixtureContrast, PriorContrast
+from .diagnostics import Verdict
+from .distributions import ImplicitDistribution
+from .divergences import classifier_two_sample_test, knn_kl
+from .elbo import AdversarialELBO
+from .errors import CheckpointError, ModelError, NonFiniteError
+from .estimates import Estimate
+from .guides import AVBGuide
+from .posterior import Posterior, load
+from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
+from .schedules import Schedule
+from .targets import LogDensity
+from .training import fit
+from .trunks import AffineTrunk, FlowTrunk, IdentityTrunk, Trunk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AVBGuide",
+    "AdversarialELBO",
+    "Adversary",
+    "AffineTrunk",
+    "CheckpointError",
+    "Contrast",
+    "Estimate",
+    "FlowTrunk",
+    "GaussianContrast",
+    "Hint",
+    "IdentityTrunk",
+    "ImplicitDistribution",
+    "LogDensity",
+    "Logistic",
+    "MLPAdversary",
+    "MLPSampler",
+    "MixtureContrast",
+    "ModelError",
+    "ModuleSampler",
+    "NonFiniteError",
+    "Objective",
+    "Posterior",
+    "PriorContrast",
+    "ResidualAdversary",
+    "ResidualSampler",
+    "Sampler",
+    "Schedule",
+    "Trunk",
+    "Verdict",
+    "classifier_two_sample_test",
+    "fit",
+    "knn_kl",
+    "load",
+]

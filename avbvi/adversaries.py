@@ -1,0 +1,185 @@
+"""Adversaries T and their objectives: networks that learn log q - log r by telling the two samples apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .parts import Part, ResidualNetwork, mlp
+
+
+class Objective:
+    """How an adversary is trained, and what its output means. Nothing else reads T.
+
+    An f-divergence (AVB, eq. 6.6-6.10) is another pair of these two functions.
+    """
+
+    def loss(self, t_q: Tensor, t_r: Tensor) -> Tensor:
+        """Scalar to minimise, from T at draws of q and at draws of r."""
+        raise NotImplementedError
+
+    def log_ratio(self, t: Tensor) -> Tensor:
+        """log q - log r, as told by T."""
+        raise NotImplementedError
+
+
+class Logistic(Objective):
+    """The paper's objective (eq. 3.3): T* = log q - log r (Prop. 1)."""
+
+    def loss(self, t_q: Tensor, t_r: Tensor) -> Tensor:
+        # -E_q log sigmoid(T) - E_r log(1 - sigmoid(T)), both through the stable softplus.
+        return functional.softplus(-t_q).mean() + functional.softplus(t_r).mean()
+
+    def log_ratio(self, t: Tensor) -> Tensor:
+        return t
+
+
+class Hint(NamedTuple):
+    """What a fixed target tells an adversary about a draw, in base coordinates.
+
+    ``log_ratio`` (*batch,) is log p - log r: at the optimum q = p / Z, T is just that less log Z.
+    ``score`` (*batch, dim) is the gradient of log p, or ``None`` where the adversary does not ask for it.
+    """
+
+    log_ratio: Tensor
+    score: Tensor | None = None
+
+
+class Adversary(Part):
+    """Base class of adversaries.
+
+    ``forward`` takes the contrast's features (*batch, feature_dim) and, when ``uses_target`` is set and
+    the target is fixed, a :class:`Hint`; it returns T (*batch,).
+    """
+
+    objective: Objective = Logistic()
+
+    def build_for(self, feature_dim: int, base_dim: int) -> None:
+        """Create the parameters for features and base coordinates of these widths."""
+        self.base_dim = base_dim
+        self.build(feature_dim)
+
+    @property
+    def is_rebuildable(self) -> bool:
+        return type(self.objective) is Logistic and super().is_rebuildable
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether T wants a :class:`Hint`; it costs evaluations of log p in the adversary's steps."""
+        return False
+
+    @property
+    def uses_score(self) -> bool:
+        """Whether the hint is to hold the score; it costs second derivatives of log p in the sampler's steps."""
+        return False
+
+    def observe(self, log_ratio: Tensor) -> None:
+        """Told the hint's log-ratio at fresh draws of q during training, for adversaries that centre it."""
+
+    def forward(self, features: Tensor, hint: Hint | None = None) -> Tensor:
+        """T: (*batch, feature_dim) -> (*batch,)."""
+        raise NotImplementedError
+
+
+class ResidualAdversary(Adversary):
+    """A residual network whose output starts at zero, so that without a hint T starts at 0 (q = r).
+
+    With ``target_hint`` T also holds a learnable multiple, 1 at the start, of s(log p - log r - c), where c is
+    the running mean over q and s(x) = 20 tanh(x / 20): the network only has to learn how far q is from
+    the target. With ``score`` the network sees asinh(grad log p / 2) beside the features.
+
+    Args:
+        hidden: width of the blocks.
+        blocks: number of residual blocks, each of two layers.
+        target_hint: give T the hint. Leave it out when log p is expensive; it is never used while the
+            target itself is being learned.
+        score: give the network the score of the target as well.
+        slope: negative slope of leaky ReLU units (the paper's 0.2); ``None`` takes smooth SiLU units,
+            whose gradient in z, all that the sampler sees of T, is smooth too.
+    """
+
+    center: Tensor
+    centered: Tensor
+
+    def __init__(
+        self,
+        hidden: int = 64,
+        blocks: int = 2,
+        target_hint: bool = True,
+        score: bool = True,
+        slope: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.blocks = blocks
+        self.target_hint = target_hint
+        self.score = score
+        self.slope = slope
+
+    @property
+    def uses_target(self) -> bool:
+        return self.target_hint
+
+    @property
+    def uses_score(self) -> bool:
+        return self.target_hint and self.score
+
+    def _activation(self) -> nn.Module:
+        return nn.SiLU() if self.slope is None else nn.LeakyReLU(self.slope)
+
+    def _build(self, dim: int) -> None:
+        self.network = ResidualNetwork(
+            dim + (self.base_dim if self.uses_score else 0),
+            1,
+            hidden=self.hidden,
+            blocks=self.blocks,
+            activation=self._activation,
+        )
+        if self.target_hint:
+            # Stored as a tenth, so that Adam moves the multiple ten times as fast as a weight.
+            self.hint_tenth = nn.Parameter(torch.tensor(0.1))
+            self.register_buffer("center", torch.zeros(()))
+            self.register_buffer("centered", torch.tensor(False))
+
+    @torch.no_grad()
+    def observe(self, log_ratio: Tensor) -> None:
+        if not self.target_hint:
+            return
+        mean = log_ratio.mean()
+        weight = torch.where(self.centered, 0.05, 1.0)
+        self.center.copy_(torch.lerp(self.center, mean, weight.to(mean)))
+        self.centered.fill_(True)
+
+    def forward(self, features: Tensor, hint: Hint | None = None) -> Tensor:
+        x = features
+        if self.uses_score:
+            # A model whose own parameters are being learned gives no hint: the score's place stays empty.
+            score = None if hint is None else hint.score
+            seen = features.new_zeros(*x.shape[:-1], self.base_dim) if score is None else torch.asinh(0.5 * score)
+            x = torch.cat([x, seen], -1)
+        t: Tensor = self.network(x).squeeze(-1)
+        if self.target_hint and hint is not None:
+            t = t + 10.0 * self.hint_tenth * 20.0 * torch.tanh((hint.log_ratio - self.center) / 20.0)
+        return t
+
+
+class MLPAdversary(Adversary):
+    """A plain fully connected network without hint, for comparisons and tests.
+
+    Args:
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(self, hidden: tuple[int, ...] = (64, 64)) -> None:
+        super().__init__()
+        self.hidden = tuple(hidden)
+
+    def _build(self, dim: int) -> None:
+        self.network = mlp([dim, *self.hidden, 1], nn.SiLU, zero_last=True)
+
+    def forward(self, features: Tensor, hint: Hint | None = None) -> Tensor:
+        t: Tensor = self.network(features).squeeze(-1)
+        return t

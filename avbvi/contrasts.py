@@ -1,0 +1,275 @@
+"""Contrasts r: simple densities that the adversary compares the sampler with (Adaptive Contrast, AVB section 4).
+
+A contrast lives in the trunk's base coordinates. It follows the sampler's draws, is never
+differentiated through its own parameters (they are buffers, or trained by maximum likelihood apart
+from the ELBO), and it whitens: the adversary sees coordinates in which r is about standard.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .parts import Part
+from .trunks import standard_normal_log_prob
+
+if TYPE_CHECKING:
+    from .targets import UnconstrainedTarget
+
+
+class Contrast(Part):
+    """Base class of contrasts."""
+
+    #: Width of what :meth:`features` returns.
+    feature_dim: int
+
+    def build(self, dim: int) -> None:
+        self.feature_dim = dim
+        super().build(dim)
+
+    def bind(self, target: UnconstrainedTarget | None) -> None:
+        """Tell the contrast which target is being fitted; only the prior contrast needs it."""
+
+    def reset(self, draws: Tensor) -> None:
+        """Fit r to ``draws`` (n, dim) from scratch: called once, when the adversarial stage begins."""
+        self.update(draws)
+
+    def update(self, draws: Tensor) -> None:
+        """Let r follow the sampler's current ``draws`` (n, dim), without gradient to the sampler."""
+
+    def sample(self, n: int) -> Tensor:
+        """n draws of r, shape (n, dim)."""
+        raise NotImplementedError
+
+    def log_prob(self, e: Tensor) -> Tensor:
+        """log r(e): (*batch, dim) -> (*batch,), differentiable in ``e`` alone."""
+        raise NotImplementedError
+
+    def features(self, e: Tensor) -> Tensor:
+        """What the adversary sees of ``e``: whitened coordinates (*batch, feature_dim)."""
+        return e
+
+
+class PriorContrast(Contrast):
+    """r = the model's prior: the paper's Algorithm 1. Needs a Pyro model with a prior and the identity trunk."""
+
+    def _build(self, dim: int) -> None:
+        self._target: UnconstrainedTarget | None = None
+
+    def bind(self, target: UnconstrainedTarget | None) -> None:
+        if target is None:
+            raise ValueError(
+                "contrast=PriorContrast() needs the joint density of the model, which a guide inside an "
+                "AutoGuideList does not have; use GaussianContrast()"
+            )
+        target.require_prior("contrast=PriorContrast()")
+        self._target = target
+
+    def _prior(self) -> UnconstrainedTarget:
+        if self._target is None:
+            raise RuntimeError("PriorContrast is not bound to a model yet: train the guide, or load it with its model")
+        return self._target
+
+    def sample(self, n: int) -> Tensor:
+        return self._prior().sample_prior(n)
+
+    def log_prob(self, e: Tensor) -> Tensor:
+        return self._prior().log_prior(e)
+
+
+class GaussianContrast(Contrast):
+    """A Gaussian with the sampler's mean and (co)variance: the paper's Adaptive Contrast (Algorithm 2).
+
+    Args:
+        full: full covariance instead of the paper's diagonal.
+        momentum: weight of the past in the running moments; 0 takes each batch's own, as the paper does.
+        jitter: added to the variances, in units of the base coordinates squared.
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+    covariance: Tensor
+
+    def __init__(self, full: bool = False, momentum: float = 0.0, jitter: float = 1e-6) -> None:
+        super().__init__()
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum must be in [0, 1), found {momentum}")
+        self.full = full
+        self.momentum = momentum
+        self.jitter = jitter
+
+    def _build(self, dim: int) -> None:
+        self.register_buffer("loc", torch.zeros(dim))
+        self.register_buffer("covariance", torch.eye(dim))
+        self.register_buffer("scale_tril", torch.eye(dim))
+
+    def reset(self, draws: Tensor) -> None:
+        self._follow(draws, 0.0)
+
+    def update(self, draws: Tensor) -> None:
+        self._follow(draws, self.momentum)
+
+    @torch.no_grad()
+    def _follow(self, draws: Tensor, momentum: float) -> None:
+        loc = draws.mean(0)
+        centred = draws - loc
+        if self.full:
+            covariance = centred.mT @ centred / (draws.shape[0] - 1)
+        else:
+            covariance = torch.diag_embed(centred.square().sum(0) / (draws.shape[0] - 1))
+        self.loc.lerp_(loc, 1.0 - momentum)
+        self.covariance.lerp_(covariance, 1.0 - momentum)
+        ridge = self.covariance + self.jitter * torch.eye(self.loc.shape[0]).to(self.loc)
+        if self.full:
+            factor, info = torch.linalg.cholesky_ex(ridge)
+            # A batch of collapsed draws has no Cholesky factor: keep the last one, the next batch will do.
+            self.scale_tril.copy_(torch.where(info == 0, factor, self.scale_tril))
+        else:
+            self.scale_tril.copy_(ridge.sqrt())
+
+    def sample(self, n: int) -> Tensor:
+        noise = torch.randn(n, self.loc.shape[0], dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + noise @ self.scale_tril.mT
+
+    def log_prob(self, e: Tensor) -> Tensor:
+        log_det = self.scale_tril.diagonal().log().sum()
+        return standard_normal_log_prob(self.features(e)) - log_det
+
+    def features(self, e: Tensor) -> Tensor:
+        if not self.full:
+            return (e - self.loc) / self.scale_tril.diagonal()
+        flat = (e - self.loc).reshape(-1, e.shape[-1])
+        return torch.linalg.solve_triangular(self.scale_tril, flat.mT, upper=False).mT.reshape(e.shape)
+
+
+class MixtureContrast(Contrast):
+    """A mixture of full-covariance Gaussians that follows the sampler by stepwise expectation-maximisation.
+
+    Each :meth:`update` moves the sufficient statistics towards those of the batch (Cappe and Moulines
+    2009, eq. 7): one maximum-likelihood step per iteration, no learning rate to choose.
+
+    Args:
+        components: number of Gaussians K.
+        rate: step size of the running statistics.
+        jitter: added to each component's variances, relative to the overall variance.
+    """
+
+    log_weights: Tensor
+    locs: Tensor
+    scale_trils: Tensor
+    inverse_trils: Tensor
+    counts: Tensor
+    first: Tensor
+    second: Tensor
+    center: Tensor
+    whitening: Tensor
+
+    def __init__(self, components: int = 4, rate: float = 0.05, jitter: float = 1e-3) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"components must be at least 1, found {components}")
+        if not 0.0 < rate <= 1.0:
+            raise ValueError(f"rate must be in (0, 1], found {rate}")
+        self.components = components
+        self.rate = rate
+        self.jitter = jitter
+
+    def _build(self, dim: int) -> None:
+        k = self.components
+        self.register_buffer("log_weights", torch.full((k,), -math.log(k)))
+        self.register_buffer("locs", torch.zeros(k, dim))
+        self.register_buffer("scale_trils", torch.eye(dim).expand(k, dim, dim).clone())
+        self.register_buffer("inverse_trils", torch.eye(dim).expand(k, dim, dim).clone())
+        # Running sufficient statistics: responsibilities, weighted first and second moments.
+        self.register_buffer("counts", torch.full((k,), 1.0 / k))
+        self.register_buffer("first", torch.zeros(k, dim))
+        self.register_buffer("second", torch.eye(dim).expand(k, dim, dim).clone() / k)
+        # Overall location and Cholesky factor, for the adversary's coordinates.
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("whitening", torch.eye(dim))
+
+    @torch.no_grad()
+    def reset(self, draws: Tensor) -> None:
+        """Start from overall moments with centres at spread-out draws, then run full expectation-maximisation."""
+        loc = draws.mean(0)
+        covariance = torch.cov(draws.mT).reshape(draws.shape[1], draws.shape[1])
+        self._set_overall(loc, covariance)
+        self.locs.copy_(self._spread(self._standardise(draws), draws))
+        self.scale_trils.copy_(self.whitening.expand_as(self.scale_trils))
+        self._invert()
+        self.log_weights.fill_(-math.log(self.components))
+        for _ in range(20):
+            self._expectation_maximisation(draws, 1.0)
+
+    def _spread(self, standard: Tensor, draws: Tensor) -> Tensor:
+        """K draws far from each other (the seeding of k-means++: Arthur and Vassilvitskii 2007)."""
+        index = torch.randint(len(draws), (1,), device=draws.device)
+        distance = torch.full_like(standard[:, 0], math.inf)
+        for _ in range(self.components - 1):
+            distance = torch.minimum(distance, (standard - standard[index[-1]]).square().sum(-1))
+            index = torch.cat([index, torch.multinomial(distance.clamp_min(1e-12), 1)])
+        return draws[index]
+
+    @torch.no_grad()
+    def update(self, draws: Tensor) -> None:
+        self._expectation_maximisation(draws, self.rate)
+
+    def _expectation_maximisation(self, draws: Tensor, rate: float) -> None:
+        responsibility = torch.softmax(self._component_log_probs(draws), -1)
+        n = draws.shape[0]
+        self.counts.lerp_(responsibility.mean(0), rate)
+        self.first.lerp_(responsibility.mT @ draws / n, rate)
+        weighted = responsibility.mT[..., None] * draws
+        self.second.lerp_(weighted.mT @ draws / n, rate)
+        counts = self.counts.clamp_min(1e-8)
+        locs = self.first / counts[:, None]
+        overall_loc = self.first.sum(0)
+        overall = self.second.sum(0) - overall_loc[:, None] * overall_loc
+        covariances = self.second / counts[:, None, None] - locs[:, :, None] * locs[:, None, :]
+        covariances = covariances + self.jitter * torch.diag_embed(overall.diagonal().clamp_min(1e-12))
+        factors, info = torch.linalg.cholesky_ex(covariances)
+        # A component that lost its draws keeps its last shape and fades by its weight.
+        usable = ((info == 0) & (self.counts > 1e-4))[:, None]
+        self.locs.copy_(torch.where(usable, locs, self.locs))
+        self.scale_trils.copy_(torch.where(usable[..., None], factors, self.scale_trils))
+        self._invert()
+        self.log_weights.copy_(torch.log_softmax(counts.log(), 0))
+        self._set_overall(overall_loc, overall)
+
+    def _invert(self) -> None:
+        identity = torch.eye(self.locs.shape[1]).to(self.locs).expand_as(self.scale_trils)
+        self.inverse_trils.copy_(torch.linalg.solve_triangular(self.scale_trils, identity, upper=False))
+
+    def _set_overall(self, loc: Tensor, covariance: Tensor) -> None:
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        self.center.copy_(loc)
+        self.whitening.copy_(torch.where(info == 0, factor, self.whitening))
+
+    def _component_log_probs(self, e: Tensor) -> Tensor:
+        """log w_k + log N_k(e): (*batch, dim) -> (*batch, K)."""
+        k, dim = self.locs.shape
+        flat = e.reshape(-1, dim)
+        # All components' whitenings in one matrix product: L_k^-1 (e - loc_k).
+        shift = torch.einsum("kij,kj->ki", self.inverse_trils, self.locs).reshape(-1)
+        standard = (flat @ self.inverse_trils.reshape(-1, dim).mT - shift).reshape(-1, k, dim)
+        log_det = self.scale_trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_prob = standard_normal_log_prob(standard) - log_det + self.log_weights
+        return log_prob.reshape(*e.shape[:-1], k)
+
+    def sample(self, n: int) -> Tensor:
+        k = torch.multinomial(self.log_weights.exp(), n, replacement=True)
+        noise = torch.randn(n, self.locs.shape[-1], dtype=self.locs.dtype, device=self.locs.device)
+        return self.locs[k] + torch.einsum("nij,nj->ni", self.scale_trils[k], noise)
+
+    def log_prob(self, e: Tensor) -> Tensor:
+        return torch.logsumexp(self._component_log_probs(e), -1)
+
+    def _standardise(self, e: Tensor) -> Tensor:
+        flat = (e - self.center).reshape(-1, e.shape[-1])
+        return torch.linalg.solve_triangular(self.whitening, flat.mT, upper=False).mT.reshape(e.shape)
+
+    def features(self, e: Tensor) -> Tensor:
+        return self._standardise(e)

@@ -1,0 +1,497 @@
+"""AdversarialELBO: a Pyro ELBO that trains the adversary before each step of the guide."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from .diagnostics import choose_stage
+from .errors import ModelError, NonFiniteError
+from .guides import ADVERSARIAL, TRUNK, AVBGuide
+from .rng import seeded
+from .schedules import Schedule, ScheduledAdam
+from .targets import Model, UnconstrainedTarget
+
+MOST_SKIPPED_IN_A_ROW = 50
+WARM_UP_STEPS = 100
+
+
+class AdversarialELBO(ELBO):
+    """ELBO of a model and a guide that contains :class:`~avbvi.AVBGuide` (AVB, Algorithms 1 and 2).
+
+    A training call (``loss_and_grads``, or ``differentiable_loss`` with gradients enabled) first moves
+    contrast and adversary, then evaluates the wrapped ELBO. ``loss`` and anything under ``no_grad``
+    change nothing.
+
+    With ``steps`` known, a trainable trunk is fitted first by the plain ELBO and then frozen, the target
+    is annealed, learning rates decay, and after the last step the better of trunk and adversarial
+    stage is kept (:func:`~avbvi.diagnostics.choose_stage`). Without, a default guide gets an affine
+    trunk and there are no stages.
+
+    Args:
+        elbo: the ELBO of the outer step; by default ``Trace_ELBO(num_particles,
+            vectorize_particles=vectorize_particles)``. ``TraceEnum_ELBO`` sums out enumerated latents.
+        steps: number of training calls to come.
+        num_particles: draws in the outer step (512).
+        vectorize_particles: run the model once for all draws, inside an outer plate.
+        adversary_steps: adversary steps per outer step.
+        adversary_batch: draws of q and of r in each adversary step; half of ``num_particles`` by default.
+        adversary_lr: learning rate of the adversary's Adam (betas 0.5, 0.999).
+        pretrain_steps: adversary steps before the sampler's first.
+        schedule: division of the run.
+
+    Raises:
+        ValueError: non-positive counts or rates, or ``num_particles`` beside an ``elbo`` that has its own.
+        TypeError: ``elbo`` is no Pyro ELBO, or the guide holds no AVBGuide.
+    """
+
+    def __init__(
+        self,
+        elbo: ELBO | None = None,
+        *,
+        steps: int | None = None,
+        num_particles: int | None = None,
+        vectorize_particles: bool | None = None,
+        adversary_steps: int = 2,
+        adversary_batch: int | None = None,
+        adversary_lr: float = 4e-3,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        if elbo is not None and not isinstance(elbo, ELBO):
+            raise TypeError(f"elbo must be a Pyro ELBO such as Trace_ELBO(), found {type(elbo).__name__}")
+        if elbo is not None and (num_particles is not None or vectorize_particles is not None):
+            raise ValueError("num_particles and vectorize_particles belong to the given elbo; set them there")
+        for name, value in (
+            ("steps", steps),
+            ("num_particles", num_particles),
+            ("adversary_steps", adversary_steps),
+            ("adversary_batch", adversary_batch),
+            ("adversary_lr", adversary_lr),
+        ):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, found {value}")
+        if pretrain_steps < 0:
+            raise ValueError(f"pretrain_steps must not be negative, found {pretrain_steps}")
+        vectorize = True if vectorize_particles is None else vectorize_particles
+        self.elbo = elbo or Trace_ELBO(num_particles=num_particles or 512, vectorize_particles=vectorize)
+        super().__init__(
+            num_particles=self.elbo.num_particles,
+            vectorize_particles=self.elbo.vectorize_particles,
+            max_plate_nesting=self.elbo.max_plate_nesting,
+        )
+        self.steps = steps
+        self.adversary_steps = adversary_steps
+        self.adversary_lr = adversary_lr
+        self.pretrain_steps = pretrain_steps
+        self.schedule = schedule or Schedule()
+        self.adversary_batch = adversary_batch or max(self.elbo.num_particles // 2, 64)
+        #: Seconds allowed and the time at which they began, for runs by the clock (set by ``fit``).
+        self.clock: Clock | None = None
+        self._optimisers: WeakKeyDictionary[AVBGuide, torch.optim.Adam] = WeakKeyDictionary()
+        self._loaded: dict[str, Any] = {}
+        self._averages: WeakKeyDictionary[AVBGuide, dict[str, Tensor]] = WeakKeyDictionary()
+        self._loaded_averages: dict[str, dict[str, Tensor]] = {}
+        self._factor = 1.0
+        self._adversary_factor = 1.0
+        self._skipped_in_a_row = 0
+
+    # -- the outer optimiser ------------------------------------------------------------------------
+
+    def lr_factor(self) -> float:
+        """Learning rate of the current training call relative to its start."""
+        return self._factor
+
+    def optimizer(self, lr: float = 2e-3) -> PyroOptim:
+        """Adam (betas 0.5, 0.999) for ``SVI``, its rate decaying by this ELBO's schedule."""
+        return PyroOptim(partial(ScheduledAdam, factor=self.lr_factor), {"lr": lr})
+
+    # -- Pyro's ELBO interface ------------------------------------------------------------------------
+
+    def _get_trace(self, model: Model, guide: Any, args: Any, kwargs: Any) -> Any:
+        return self.elbo._get_trace(model, guide, args, kwargs)
+
+    def loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Estimate of -ELBO; trains nothing."""
+        self._ready(model, guide, args, kwargs)
+        value: float = self.elbo.loss(model, guide, *args, **kwargs)
+        return value
+
+    def differentiable_loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """-ELBO as a tensor to be differentiated, for ``torch.optim``; trains the adversary unless under no_grad.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite.
+        """
+        guides = self._ready(model, guide, args, kwargs)
+        if not torch.is_grad_enabled():
+            value: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+            return value
+        with self._training(model, guides, args, kwargs) as annealed:
+            if self._is_direct(guide):
+                value = guide.negative_elbo(guide.target(), self.num_particles)
+            else:
+                value = self.elbo.differentiable_loss(annealed, guide, *args, **kwargs)
+        if not bool(torch.isfinite(value)):
+            raise NonFiniteError(_explain(f"the loss is {float(value.detach())}"))
+        if not self._moving(guides):
+            # Gradients of zero would still move the sampler, by Adam's momentum; None does not.
+            for p in _with_gradient(guide):
+                p.grad = None
+            value = value.detach().requires_grad_()
+        self._finish_in_time(guides)
+        return value
+
+    def loss_and_grads(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """One training call: adversary and contrast, then -ELBO with gradients; a non-finite one is skipped.
+
+        Raises:
+            NonFiniteError: too many non-finite losses or gradients in a row.
+        """
+        guides = self._ready(model, guide, args, kwargs)
+        with self._training(model, guides, args, kwargs) as annealed:
+            if self._is_direct(guide):
+                value = guide.negative_elbo(guide.target(), self.num_particles)
+                if value.requires_grad:
+                    value.backward()
+                loss = float(value.detach())
+            else:
+                loss = self.elbo.loss_and_grads(annealed, guide, *args, **kwargs)
+        gradients = _with_gradient(guide)
+        finite = bool(torch.isfinite(torch.as_tensor(loss)))
+        if finite and gradients:
+            finite = bool(torch.isfinite(get_total_norm([p.grad for p in gradients if p.grad is not None])))
+        if not finite:
+            self._count_skipped(guides)
+        else:
+            self._skipped_in_a_row = 0
+        if not finite or not self._moving(guides):
+            for p in gradients:
+                p.grad = None
+        self._finish_in_time(guides)
+        return loss
+
+    def _finish_in_time(self, guides: list[AVBGuide]) -> None:
+        if self.steps is not None and self.clock is None:
+            for g in guides:
+                if int(g.step_count) == self.steps and g.comparison is None:
+                    self.finish(g)
+
+    def _is_direct(self, guide: Any) -> bool:
+        """Whether the outer loss is Trace_ELBO's of one guide and a fixed model, which needs no handlers.
+
+        The target is the same joint density; evaluating it directly spares the traces and shares log p with
+        the adversary's hint.
+        """
+        if type(self.elbo) is not Trace_ELBO or not self.vectorize_particles or not isinstance(guide, AVBGuide):
+            return False
+        target = guide.target()
+        return target is not None and not target.has_parameters and not target.enumerated
+
+    def _count_skipped(self, guides: list[AVBGuide]) -> None:
+        self._skipped_in_a_row += 1
+        for g in guides:
+            g.skipped_steps += 1
+        if self._skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(_explain(f"{self._skipped_in_a_row} steps in a row had to be skipped"))
+
+    # -- a training call --------------------------------------------------------------------------------
+
+    def _ready(self, model: Model, guide: Any, args: Any, kwargs: Any) -> list[AVBGuide]:
+        guides = _avb_guides(guide)
+        for g in guides:
+            if g.prototype_trace is None and self.steps is None and self.clock is None:
+                g.use_affine_trunk()
+            g.setup(*args, **kwargs)
+            g._last_arguments = (args, kwargs)
+            target = g.bind(model, args, kwargs, vectorize=self.vectorize_particles)
+            if not bool(g.started):
+                if target is not None:
+                    _check_density(target, g)
+                g.start(target)
+        if self.elbo.max_plate_nesting == math.inf and (
+            self.elbo.vectorize_particles or isinstance(self.elbo, TraceEnum_ELBO)
+        ):
+            self._set_plate_nesting(model, guide, guides, args, kwargs)
+        return guides
+
+    def _set_plate_nesting(self, model: Model, guide: Any, guides: list[AVBGuide], args: Any, kwargs: Any) -> None:
+        """Tell the wrapped ELBO how deep the plates are nested, which Pyro would find out by a run of its own."""
+        target = guides[0].target(*args, **kwargs)
+        if target is None:
+            # Pyro draws from the caller's generators: unseeded, a resumed run would go another way.
+            with seeded(0):
+                self.elbo._guess_max_plate_nesting(model, guide, args, kwargs)
+            return
+        outer = self.elbo.vectorize_particles and self.elbo.num_particles > 1
+        self.elbo.max_plate_nesting = target.max_plate_nesting + int(outer)
+
+    def _training(self, model: Model, guides: list[AVBGuide], args: Any, kwargs: Any) -> Any:
+        """Stage, adversary steps and annealing of one training call; a context that gives the annealed model."""
+        beta = 1.0
+        for g in guides:
+            beta = self._advance(g)
+        return _Annealed(model, guides, beta)
+
+    def progress(self, guide: AVBGuide) -> float:
+        """Share of the run that is done, in [0, 1]; 0 where no length is known."""
+        if self.clock is not None:
+            return self.clock.progress()
+        return 0.0 if self.steps is None else min(int(guide.step_count) / self.steps, 1.0)
+
+    def _advance(self, guide: AVBGuide) -> float:
+        """Move the guide through its stages and train its adversary; returns beta."""
+        if self.steps is not None and self.clock is None and int(guide.step_count) >= self.steps:
+            self._factor = 0.0  # the run is over; the choice of stage stands
+            return 1.0
+        timed = self.steps is not None or self.clock is not None
+        share = 0.0
+        if guide.part("trunk").is_trainable and timed:
+            share = self.schedule.trunk if self.clock is not None else self.schedule.trunk_share_of_steps
+        progress = self.progress(guide)
+        if guide.is_adversarial or progress >= share:
+            done = (progress - share) / (1.0 - share) if timed else 0.0
+            beta = self.schedule.beta(done) if timed and share == 0.0 else 1.0
+            guide._beta = beta
+            if not guide.is_adversarial:
+                self._enter_adversarial(guide)
+            self._follow_schedule(guide, done, timed)
+            for _ in range(self.adversary_steps):
+                self._adversary_step(guide, self.adversary_lr * self._adversary_factor)
+        else:
+            beta = self.schedule.beta(progress / share)
+            self._factor = self.schedule.factor(progress / share)
+        guide.step_count += 1
+        guide.comparison = None
+        return beta
+
+    def _follow_schedule(self, guide: AVBGuide, done: float, timed: bool) -> None:
+        """Learning rates, average of the sampler's weights and polish at a point of the adversarial stage."""
+        guide.adversarial_steps += 1
+        count = int(guide.adversarial_steps)
+        polishing = timed and done >= 1.0 - self.schedule.polish
+        if polishing and not bool(guide.polishing):
+            self._load_average(guide)
+            guide.polishing.fill_(True)
+        elif not polishing and timed:
+            self._update_average(guide, count)
+        warm = min(1.0, count / WARM_UP_STEPS)
+        moved = done / (1.0 - self.schedule.polish) if timed else 0.0
+        self._factor = 0.0 if polishing else warm * self.schedule.factor(moved)
+        # The adversary keeps on learning while the sampler slows down, and comes to rest in the polish.
+        floor = self.schedule.adversary_floor
+        if polishing:
+            self._adversary_factor = floor * (1.0 - done) / self.schedule.polish
+        else:
+            self._adversary_factor = warm * max(floor, self.schedule.factor(moved))
+
+    def _update_average(self, guide: AVBGuide, count: int) -> None:
+        """Exponential moving average of the sampler's weights, from which the final draws come."""
+        sampler = guide.part("sampler")
+        if guide not in self._averages:
+            self._averages[guide] = self._loaded_averages.pop(
+                guide._pyro_name, {k: p.detach().clone() for k, p in sampler.named_parameters()}
+            )
+        decay = min(self.schedule.average, (1.0 + count) / (10.0 + count))
+        for name, p in sampler.named_parameters():
+            self._averages[guide][name].lerp_(p.detach(), 1.0 - decay)
+
+    @torch.no_grad()
+    def _load_average(self, guide: AVBGuide) -> None:
+        # After load_state_dict the average may still wait for its guide.
+        average = self._averages.get(guide) or self._loaded_averages.pop(guide._pyro_name, {})
+        for name, p in guide.part("sampler").named_parameters():
+            if name in average:
+                p.copy_(average[name])
+
+    def _moving(self, guides: list[AVBGuide]) -> bool:
+        """Whether the outer step moves anything: not while the adversaries are polished."""
+        return not all(bool(g.polishing) for g in guides)
+
+    def _enter_adversarial(self, guide: AVBGuide) -> None:
+        for p in guide.part("trunk").parameters():
+            p.grad = None
+        guide.stage.fill_(ADVERSARIAL)
+        contrast = guide.part("contrast")
+        contrast.reset(guide.draw(max(4096, 8 * self.adversary_batch)).base)
+        for _ in range(self.pretrain_steps):
+            self._adversary_step(guide, self.adversary_lr)
+
+    def _adversary_step(self, guide: AVBGuide, rate: float) -> None:
+        n = self.adversary_batch
+        adversary, contrast = guide.part("adversary"), guide.part("contrast")
+        with torch.no_grad():
+            base_q = guide.draw_base(n)
+            contrast.update(base_q)
+            base = torch.cat([base_q, contrast.sample(n)])
+            hint = guide.hint_at(base, contrast.log_prob(base))
+            if hint is not None:
+                adversary.observe(hint.log_ratio[:n])
+            features = contrast.features(base)
+        with torch.enable_grad():
+            t = adversary(features, hint)
+            loss = adversary.objective.loss(t[:n], t[n:])
+            parameters = guide.adversary_parameters()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        present = [g for g in gradients if g is not None]
+        if not bool(torch.isfinite(get_total_norm(present))):
+            guide.skipped_steps += 1
+            return
+        optimiser = self._optimiser(guide)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must
+        # find nothing there.
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g
+        optimiser.step()
+        for p in parameters:
+            p.grad = None
+
+    def _optimiser(self, guide: AVBGuide) -> torch.optim.Adam:
+        if guide not in self._optimisers:
+            optimiser = torch.optim.Adam(
+                guide.adversary_parameters(), lr=self.adversary_lr, betas=(0.5, 0.999), fused=True
+            )
+            state = self._loaded.pop(guide._pyro_name, None)
+            if state is not None:
+                optimiser.load_state_dict(state)
+            self._optimisers[guide] = optimiser
+        return self._optimisers[guide]
+
+    def finish(self, guide: AVBGuide) -> None:
+        """Keep the better of the trunk and the adversarial stage; called after the last of ``steps``."""
+        target = guide.target()
+        if guide.is_adversarial and guide.part("trunk").is_trainable and target is not None:
+            comparison = choose_stage(guide, target)
+            guide.comparison = comparison
+            if not comparison.keep_adversarial:
+                guide.stage.fill_(TRUNK)
+
+    # -- state --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adversaries' optimisers and averages of the samplers' weights, by the guides' names."""
+        waiting = {
+            name: {"optimiser": optimiser, "average": dict(self._loaded_averages.get(name, {}))}
+            for name, optimiser in self._loaded.items()
+        }
+        return waiting | {
+            guide._pyro_name: {"optimiser": optimiser.state_dict(), "average": dict(self._averages.get(guide, {}))}
+            for guide, optimiser in self._optimisers.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; states of guides not yet met wait for them."""
+        by_name = {guide._pyro_name: guide for guide in self._optimisers}
+        for name, value in state.items():
+            value = copy.deepcopy(value)  # Adam.load_state_dict would keep, and later overwrite, the caller's tensors
+            average = value["average"]
+            if name in by_name:
+                self._optimisers[by_name[name]].load_state_dict(value["optimiser"])
+                self._averages[by_name[name]] = average
+            else:
+                self._loaded[name] = value["optimiser"]
+                if average:
+                    self._loaded_averages[name] = average
+
+
+class Clock:
+    """Progress by wall time, for runs of given length in minutes."""
+
+    def __init__(self, seconds: float, started: float | None = None) -> None:
+        self.seconds = seconds
+        self.started = time.monotonic() if started is None else started
+
+    def progress(self) -> float:
+        """Share of the time that has passed, at most 1."""
+        return min((time.monotonic() - self.started) / self.seconds, 1.0)
+
+
+class _Annealed:
+    """Context in which the guides' terms are annealed; gives the model scaled to match."""
+
+    def __init__(self, model: Model, guides: list[AVBGuide], beta: float) -> None:
+        self.model, self.guides, self.beta = model, guides, beta
+
+    def __enter__(self) -> Model:
+        for g in self.guides:
+            g._beta = self.beta
+        return self.model if self.beta == 1.0 else poutine.scale(self.model, scale=self.beta)
+
+    def __exit__(self, *exception: object) -> None:
+        for g in self.guides:
+            g._beta = 1.0
+
+
+def _avb_guides(guide: Any) -> list[AVBGuide]:
+    unwrapped = poutine.unwrap(guide)
+    guides = [m for m in unwrapped.modules() if isinstance(m, AVBGuide)] if isinstance(unwrapped, nn.Module) else []
+    if not guides:
+        raise TypeError(f"guide must be an AVBGuide or a module that holds one, found {type(unwrapped).__name__}")
+    return guides
+
+
+def _with_gradient(guide: Any) -> list[Tensor]:
+    """All parameters that the outer step may have given a gradient: the guide's and those in Pyro's store."""
+    unwrapped = poutine.unwrap(guide)
+    own = list(unwrapped.parameters()) if isinstance(unwrapped, nn.Module) else []
+    stored = [p for _, p in pyro.get_param_store().named_parameters()]
+    return [p for p in {id(p): p for p in (*own, *stored)}.values() if p.grad is not None]
+
+
+def _check_density(target: UnconstrainedTarget, guide: AVBGuide) -> None:
+    """Raise if the log-density is NaN or +inf where optimisation starts, or finite nowhere."""
+    with torch.no_grad():
+        points = target.starting_points(32).to(guide.anchor)
+        value = target.log_prob(points)
+        _check_rows(target, points, value)
+    if bool(torch.isnan(value).any() | (value == torch.inf).any()):
+        bad = points[torch.isnan(value) | (value == torch.inf)][0]
+        what = "NaN" if bool(torch.isnan(value).any()) else "+inf"
+        raise ModelError(
+            f"the log-density is {what} at a starting point (unconstrained coordinates {bad[:8].tolist()}...); it "
+            "must be finite, or -inf outside the support"
+        )
+    if not bool(torch.isfinite(value).any()):
+        raise ModelError(
+            "the log-density is -inf at all starting points; give LogDensity(init=...) a point inside the support, "
+            "or check the model's data"
+        )
+
+
+def _check_rows(target: UnconstrainedTarget, points: Tensor, value: Tensor) -> None:
+    """Raise if a draw's log-density depends on the other draws in its batch (a sum over the wrong dimension)."""
+    finite = torch.isfinite(value).nonzero().squeeze(-1)[:2]
+    if not target.vectorize or len(finite) < 2:
+        return
+    with seeded(0):
+        together = target.log_prob(points[finite])
+    for i, index in enumerate(finite):
+        with seeded(0):
+            alone = target.log_prob(points[index][None])[0]
+        if float((alone - together[i]).abs()) > 1e-2 * (1.0 + float(alone.abs())):
+            raise ModelError(
+                f"the model's log-density of one draw is {float(alone):.6g} by itself but {float(together[i]):.6g} "
+                "among others: some term sums over draws (sum() without dimensions, say). Sum over the last dimensions "
+                "only, or use AdversarialELBO(vectorize_particles=False)"
+            )
+
+
+def _explain(what: str) -> str:
+    return (
+        f"{what}: the log-density or its gradient is NaN or infinite where the guide draws. Check the model for "
+        "divisions by zero, overflows and hard constraints (declare a support instead), and the data for NaN"
+    )

@@ -1,0 +1,479 @@
+"""AVBGuide: a Pyro guide over all continuous latents of a model, made of one implicit distribution."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .adversaries import Adversary, Hint, ResidualAdversary
+from .contrasts import Contrast, MixtureContrast, PriorContrast
+from .diagnostics import StageComparison
+from .distributions import Draw, ImplicitDistribution
+from .errors import ModelError
+from .layout import LatentLayout
+from .rng import seeded
+from .samplers import ResidualSampler, Sampler, as_sampler
+from .starts import LaplaceModes, laplace_modes
+from .targets import Model, UnconstrainedTarget
+from .trunks import AffineTrunk, FlowTrunk, IdentityTrunk, Trunk, standard_normal_log_prob
+
+_names = itertools.count()
+
+#: Values of the guide's ``stage`` buffer: whose density is in force.
+TRUNK, ADVERSARIAL = 0, 1
+
+REFERENCE_SCALE = 2.0
+QUANTILE_DRAWS = 20_000
+
+
+class AVBGuide(AutoContinuous):
+    """Adversarial variational guide: z = trunk(sampler(noise)), its density learned by an adversary.
+
+    A guide like any of Pyro's autoguides: use it with ``SVI``, ``Predictive``, ``AutoGuideList``. Train
+    it with :class:`~avbvi.AdversarialELBO`, or leave all to :func:`~avbvi.fit`.
+
+    Args:
+        model: a Pyro model, or a :class:`~avbvi.LogDensity`.
+        sampler: noise to base coordinates; any module with a ``noise_dim`` will do.
+        trunk: base coordinates to the latent space; by default a flow, fitted first and then frozen.
+        contrast: the density that the adversary compares the sampler with.
+        adversary: the network that learns log q - log r.
+        name: prefix of the guide's entries in Pyro's parameter store; unique by default.
+
+    Raises:
+        ModelError: (at set-up) no continuous latents, a discrete latent that is neither enumerated nor
+            hidden, latents that come and go, latents in a subsampled plate.
+        ValueError: (at set-up) a part was built for another width, or the sampler's output is not ``dim`` wide.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        sampler: nn.Module | None = None,
+        trunk: Trunk | None = None,
+        contrast: Contrast | None = None,
+        adversary: Adversary | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(model, init_loc_fn=init_to_median)
+        for given, kind, role in (
+            (trunk, Trunk, "trunk"),
+            (contrast, Contrast, "contrast"),
+            (adversary, Adversary, "adversary"),
+        ):
+            if given is not None and not isinstance(given, kind):
+                raise TypeError(f"{role} must be a {kind.__name__}, found {type(given).__name__}")
+        self._given_name = name
+        self._pyro_name = name or self._unique_name()
+        self._own_model = (model,)
+        self._default_trunk = trunk is None
+        self.trunk = FlowTrunk() if trunk is None else trunk
+        self.sampler: Sampler = ResidualSampler() if sampler is None else as_sampler(sampler)
+        if isinstance(contrast, PriorContrast) and not isinstance(self._modules["trunk"], IdentityTrunk):
+            raise ValueError(
+                "contrast=PriorContrast() is a density of the latents themselves, which are base coordinates only "
+                "with trunk=IdentityTrunk(); pass that, or use GaussianContrast()"
+            )
+        self.contrast = MixtureContrast() if contrast is None else contrast
+        self.adversary = ResidualAdversary() if adversary is None else adversary
+        self.register_buffer("stage", torch.tensor(TRUNK))
+        self.register_buffer("step_count", torch.tensor(0))
+        self.register_buffer("adversarial_steps", torch.tensor(0))
+        self.register_buffer("polishing", torch.tensor(False))
+        self.register_buffer("skipped_steps", torch.tensor(0))
+        self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("anchor", torch.zeros(()))
+        self.layout: LatentLayout | None = None
+        self._target: UnconstrainedTarget | None = None
+        #: How the last run chose between trunk and adversarial stage.
+        self.comparison: StageComparison | None = None
+        #: Optima found at the start, with their Laplace approximations.
+        self.modes: LaplaceModes | None = None
+        #: Inverse temperature of the current training call (set by AdversarialELBO).
+        self._beta = 1.0
+
+    @staticmethod
+    def _unique_name() -> str:
+        i = next(_names)
+        return "AVBGuide" if i == 0 else f"AVBGuide_{i}"
+
+    # -- copies -----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's own version drops the model from the original as well, which breaks deepcopy.
+        state = self.__dict__.copy()
+        state["master"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A copy under the same name would train the original's parameters through Pyro's store.
+        self._pyro_name = self._unique_name()
+
+    # -- parts ------------------------------------------------------------------------------------
+    # Reading a module as an attribute tells SVI to train it; these accessors do not.
+
+    def part(self, role: str) -> Any:
+        """The trunk, sampler, contrast or adversary, read without telling SVI to train it."""
+        return self._modules[role]
+
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether the adversarial stage's sampler is in force, and log q therefore learned."""
+        return int(self.stage) == ADVERSARIAL
+
+    def adversary_parameters(self) -> list[nn.Parameter]:
+        """Parameters that only the adversary's own optimiser may move."""
+        return list(self.part("adversary").parameters())
+
+    # -- set-up -----------------------------------------------------------------------------------
+
+    def setup(self, *args: Any, **kwargs: Any) -> AVBGuide:
+        """Run the model once with its arguments, check it and build all parts; done on the first call otherwise.
+
+        Call it before ``load_state_dict``. Returns the guide itself.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        return self
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        master = None if self.master is None else self.master()
+        if master is not None and master.prototype_trace is None:
+            # An AutoGuideList sets itself up in its first forward(), which comes after the ELBO's call of this.
+            master._setup_prototype(*args, **kwargs)
+        enumerated = _check_latents(self._own_model[0], args, kwargs)
+        if enumerated:
+            self._model = (poutine.block(self.model, hide=enumerated),)
+        super()._setup_prototype(*args, **kwargs)
+        _check_plates(self.prototype_trace)
+        self.layout = LatentLayout.from_trace(self.prototype_trace)
+        if self.part("sampler").context_dim is not None:
+            raise ModelError("sampler takes a context: amortised guides are not supported by this version")
+        self._check_name()
+        like = self._init_loc()
+        trunk = self.part("trunk")
+        trunk.build(self.layout.dim)
+        for role in ("sampler", "contrast"):
+            self.part(role).build(trunk.base_dim)
+        self.part("adversary").build_for(self.part("contrast").feature_dim, trunk.base_dim)
+        self.to(device=like.device, dtype=like.dtype)
+        trunk.start(like, torch.eye(self.layout.dim, dtype=like.dtype, device=like.device))
+        self._check_sampler()
+
+    def use_affine_trunk(self) -> None:
+        """Replace a default trunk by an affine one: for training without a known number of steps."""
+        if self._default_trunk and self.prototype_trace is None:
+            self.trunk = AffineTrunk()
+
+    def _check_name(self) -> None:
+        if self._given_name is None:
+            return
+        own = {id(p) for p in self.parameters()}
+        for key, value in pyro.get_param_store().named_parameters():
+            if key.startswith(f"{self._pyro_name}.") and id(value) not in own:
+                raise ValueError(
+                    f"name={self._pyro_name!r} is already used by another guide in Pyro's parameter store, whose "
+                    "parameters would be trained instead; choose another name or call pyro.clear_param_store()"
+                )
+
+    def _check_sampler(self) -> None:
+        sampler = self.part("sampler")
+        with torch.no_grad(), seeded(0):
+            try:
+                shape = sampler(sampler.sample_noise(torch.Size((2,)), like=self.anchor)).shape
+            except RuntimeError as error:
+                raise ValueError(f"sampler failed on noise of shape (2, {sampler.noise_dim}): {error}") from error
+        base_dim = self.part("trunk").base_dim
+        if tuple(shape) != (2, base_dim):
+            raise ValueError(
+                f"sampler must map noise (2, {sampler.noise_dim}) to (2, {base_dim}), one coordinate per "
+                f"unconstrained latent of the model; found {tuple(shape)}"
+            )
+
+    def bind(
+        self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, vectorize: bool
+    ) -> UnconstrainedTarget | None:
+        """The target that this guide approximates, for the model as it is trained (with enumerated sites).
+
+        ``None`` inside an ``AutoGuideList``: the joint density then depends on the other guides too.
+        """
+        if self.master is not None:
+            self.part("contrast").bind(None)
+            return None
+        assert self.layout is not None
+        if self._target is None or self._target.model is not model or self._target.vectorize != vectorize:
+            self._target = UnconstrainedTarget(model, self.layout, args, kwargs, vectorize=vectorize)
+        else:
+            self._target = self._target.with_arguments(args, kwargs)
+        self.part("contrast").bind(self._target)
+        return self._target
+
+    def target(self, *args: Any, **kwargs: Any) -> UnconstrainedTarget | None:
+        """The target for these arguments; the model is the one last trained with, else the guide's own."""
+        if self._target is None:
+            return self.bind(self._own_model[0], args, kwargs, vectorize=True)
+        if (args or kwargs) and self._target.args is not args:
+            self._target = self._target.with_arguments(args, kwargs)
+        return self._target
+
+    @torch.no_grad()
+    def start(self, target: UnconstrainedTarget | None, points: int = 32) -> None:
+        """Place the trunk by multi-start Laplace on ``target``, or by the prior's moments where there is none."""
+        trunk: Trunk = self.part("trunk")
+        if target is not None:
+            # Without validation: a search that wanders off to NaN is undone, not an error.
+            with torch.enable_grad(), pyro.validation_enabled(False):
+                # A model that has to be run draw by draw gets fewer starts: the search would take longer than the fit.
+                starting = target.starting_points(points if target.vectorize else points // 8).to(self.anchor)
+                self.modes = laplace_modes(target.log_prob, starting)
+            if self.modes is not None:
+                loc, covariance = self.modes.moments()
+                self._place(trunk, loc, covariance)
+        else:
+            assert self.layout is not None
+            prior = UnconstrainedTarget(self._own_model[0], self.layout, *self._last_arguments)
+            draws = prior.sample_prior(1000).to(self.anchor)
+            self._place(trunk, draws.mean(0), torch.cov(draws.mT).reshape(draws.shape[1], draws.shape[1]))
+        self.started.fill_(True)
+
+    def _place(self, trunk: Trunk, loc: Tensor, covariance: Tensor) -> None:
+        ridge = 1e-6 * torch.diag_embed(covariance.diagonal().clamp_min(1e-30))
+        factor, info = torch.linalg.cholesky_ex(covariance + ridge)
+        if int(info) == 0 and bool(torch.isfinite(factor).all()) and bool(torch.isfinite(loc).all()):
+            trunk.start(loc, factor)
+
+    _last_arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    # -- the implicit distribution ------------------------------------------------------------------
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> ImplicitDistribution:
+        """The guide's distribution over the unconstrained vector of all latents."""
+        assert self.layout is not None
+
+        def base_log_prob(draw: Draw) -> Tensor:
+            return self._tempered(self.base_log_prob(draw, args, kwargs), draw)
+
+        # In the adversarial stage the trunk is frozen: its parameters are detached and hidden from SVI.
+        trunk = self._frozen_trunk() if self.is_adversarial else self.trunk
+        draw_base = self._sampler_draws(self.sampler) if self.is_adversarial else self._normal_draws
+        return ImplicitDistribution(draw_base, trunk, self.part("trunk").inverse, base_log_prob, self.layout.dim)
+
+    def _frozen_trunk(self) -> Any:
+        trunk = self.part("trunk")
+        parameters = {k: p.detach() for k, p in trunk.named_parameters()}
+        if not parameters:
+            return trunk
+        return lambda e: functional_call(trunk, parameters, (e,))
+
+    def _normal_draws(self, shape: torch.Size) -> Tensor:
+        return torch.randn(*shape, self.part("trunk").base_dim, dtype=self.anchor.dtype, device=self.anchor.device)
+
+    def _sampler_draws(self, sampler: Sampler) -> Any:
+        return lambda shape: sampler(sampler.sample_noise(shape, like=self.anchor))
+
+    def base_log_prob(
+        self,
+        draw: Draw,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        log_p: Tensor | None = None,
+    ) -> Tensor:
+        """log q in base coordinates: T + log r, or the standard normal in the trunk's stage.
+
+        ``log_p``, the target's log-density in base coordinates at the draw, spares its evaluation where it is known.
+        """
+        if not self.is_adversarial:
+            return standard_normal_log_prob(draw.base)
+        adversary: Adversary = self.part("adversary")
+        contrast: Contrast = self.part("contrast")
+        log_r = contrast.log_prob(draw.base)
+        hint = self.hint(draw, log_r, args, kwargs, log_p=log_p)
+        parameters = {k: p.detach() for k, p in adversary.named_parameters()}
+        t = functional_call(adversary, parameters, (contrast.features(draw.base), hint))
+        return adversary.objective.log_ratio(t) + log_r
+
+    def hint(
+        self,
+        draw: Draw,
+        log_r: Tensor,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        log_p: Tensor | None = None,
+    ) -> Hint | None:
+        """What the target tells the adversary about a draw; ``None`` if it does not ask or the target is not fixed.
+
+        During annealing the hint is that of the annealed target.
+        """
+        adversary: Adversary = self.part("adversary")
+        if not adversary.uses_target:
+            return None
+        target = self.target(*args, **(kwargs or {}))
+        if target is None or target.has_parameters:
+            return None
+        if not adversary.uses_score:
+            return Hint(_finite((self.log_p(target, draw) if log_p is None else log_p) - log_r))
+        # The score is a gradient in e, so z must be a function of e in the graph; the sampler's step then
+        # differentiates the score once more.
+        differentiable = torch.is_grad_enabled() and draw.base.requires_grad
+        with torch.enable_grad():
+            if not (differentiable and draw.forward):
+                draw = self._carried(draw.base if differentiable else draw.base.detach().requires_grad_())
+                log_p = None
+            if log_p is None:
+                log_p = self.log_p(target, draw)
+            (score,) = torch.autograd.grad(log_p.sum(), draw.base, create_graph=differentiable, retain_graph=True)
+        if not differentiable:
+            log_p, score = log_p.detach(), score.detach()
+        return Hint(_finite(log_p - log_r), _finite(score))
+
+    def hint_at(self, base: Tensor, log_r: Tensor) -> Hint | None:
+        """:meth:`hint` at base coordinates (n, base_dim), without gradient."""
+        if not self.part("adversary").uses_target:
+            return None
+        with torch.no_grad():
+            # With the score, z is computed anew from e, so that it can be differentiated.
+            draw = Draw(base, base, base) if self.part("adversary").uses_score else self._carried(base)
+            return self.hint(draw, log_r)
+
+    def _carried(self, base: Tensor) -> Draw:
+        z, log_det = self._frozen_trunk()(base)
+        return Draw(z, base, log_det)
+
+    def log_p(self, target: UnconstrainedTarget, draw: Draw) -> Tensor:
+        """The (annealed) target's log-density in base coordinates, (*batch,)."""
+        log_p = target.log_prob(draw.z.reshape(-1, draw.z.shape[-1])).reshape(draw.z.shape[:-1])
+        if self._beta < 1.0:
+            log_p = self._beta * log_p + (1.0 - self._beta) * self._log_reference(draw.z)
+        return log_p + draw.log_det
+
+    def negative_elbo(self, target: UnconstrainedTarget, n: int) -> Tensor:
+        """Mean of log q - log p (annealed) over n draws, differentiable: Trace_ELBO's loss without its handlers.
+
+        Parameters are announced to Pyro as in a call of the guide, so that SVI trains them.
+        """
+        with self._pyro_context:
+            posterior = self.get_posterior(*target.args, **target.kwargs)
+        draw = posterior.draw((n,))
+        log_p = self.log_p(target, draw)
+        return (self.base_log_prob(draw, target.args, target.kwargs, log_p=log_p) - log_p).mean()
+
+    @torch.no_grad()
+    def draw(self, n: int) -> Draw:
+        """n draws without gradient: z (n, dim) with base coordinates and log-determinant."""
+        base = self.draw_base(n)
+        z, log_det = self.part("trunk")(base)
+        return Draw(z, base, log_det)
+
+    @torch.no_grad()
+    def draw_base(self, n: int) -> Tensor:
+        """n draws without gradient, in base coordinates (n, base_dim)."""
+        sampler = self.part("sampler")
+        draws = self._sampler_draws(sampler) if self.is_adversarial else self._normal_draws
+        base: Tensor = draws(torch.Size((n,)))
+        return base
+
+    # -- annealing: beta log p + (1 - beta) log N(0, 2^2 I) in the start's coordinates ------------------
+
+    def _tempered(self, log_q: Tensor, draw: Draw) -> Tensor:
+        if self._beta == 1.0:
+            return log_q
+        # forward() multiplies everything by beta, the sites' Jacobians included; log q itself must not be.
+        rest = (1.0 - self._beta) * self._log_reference(draw.z)
+        return (log_q - rest) / self._beta + (1.0 - 1.0 / self._beta) * draw.log_det
+
+    def _log_reference(self, z: Tensor) -> Tensor:
+        scaled = self.part("trunk").reference_coordinates(z) / REFERENCE_SCALE
+        return standard_normal_log_prob(scaled)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample all latent sites: a dict of site name to value (Pyro guide protocol)."""
+        self._last_arguments = (args, kwargs)
+        self.setup(*args, **kwargs)
+        if self._beta == 1.0:
+            sites: dict[str, Tensor] = super().forward(*args, **kwargs)
+            return sites
+        with poutine.scale(scale=self._beta):
+            sites = super().forward(*args, **kwargs)
+        return sites
+
+    # -- summaries ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Empirical quantiles of each site on its constrained scale: {site: (len(quantiles), *shape)}."""
+        self.setup(*args, **kwargs)
+        assert self.layout is not None
+        with seeded(0):
+            values, _ = self.layout.constrain(self.draw(QUANTILE_DRAWS).z)
+        q = torch.as_tensor(quantiles, dtype=self.anchor.dtype, device=self.anchor.device)
+        return {name: torch.quantile(value, q, dim=0) for name, value in values.items()}
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Empirical median of each site on its constrained scale: {site: shape}."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+
+def _finite(x: Tensor) -> Tensor:
+    """NaN and infinities replaced by large numbers, which the adversary squashes."""
+    return x.nan_to_num(-1e6, 1e6, -1e6)
+
+
+def _check_latents(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Check the model's latent sites; returns the names of those to be enumerated.
+
+    The model runs three times on the prior: latents that come and go, or change shape, are dynamic structure.
+    """
+    runs = []
+    with torch.no_grad(), seeded(0):
+        for _ in range(3):
+            trace = prune_subsample_sites(poutine.block(poutine.trace(model).get_trace)(*args, **kwargs))
+            runs.append(dict(trace.iter_stochastic_nodes()))
+    shapes = [{name: tuple(node["value"].shape) for name, node in run.items()} for run in runs]
+    for other in shapes[1:]:
+        if other != shapes[0]:
+            changed = sorted(k for k in {*shapes[0], *other} if shapes[0].get(k) != other.get(k))
+            raise ModelError(
+                f"the model's latent sites change from run to run (dynamic structure): {changed}; AVBGuide needs "
+                "the same sites with the same shapes every time"
+            )
+    enumerated, continuous = [], []
+    for name, node in runs[0].items():
+        if not node["fn"].support.is_discrete:
+            continuous.append(name)
+        elif node["infer"].get("enumerate") == "parallel":
+            enumerated.append(name)
+        else:
+            raise ModelError(
+                f"site {name!r} is a discrete latent, which a reparameterised guide can't sample; enumerate it "
+                "(pyro.infer.config_enumerate(model) with AdversarialELBO(TraceEnum_ELBO(...))), or hide it "
+                f"(AVBGuide(poutine.block(model, hide=[{name!r}])) in an AutoGuideList)"
+            )
+    if not continuous:
+        raise ModelError("the model has no continuous latent sites; there is nothing for AVBGuide to approximate")
+    return enumerated
+
+
+def _check_plates(trace: poutine.Trace) -> None:
+    for name, node in trace.iter_stochastic_nodes():
+        for frame in node["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ModelError(
+                    f"site {name!r} lies in plate {frame.name!r}, which subsamples {frame.size} of "
+                    f"{frame.full_size}: its values would be taken for global latents. Use the whole plate; "
+                    "amortised guides for such models are not supported by this version"
+                )

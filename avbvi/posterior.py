@@ -1,0 +1,387 @@
+"""Posterior: what a fit returns. Draws, densities, predictions, the verdict, files."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .diagnostics import StageComparison, Verdict
+from .errors import CheckpointError
+from .estimates import Estimate
+from .export import to_arviz
+from .guides import AVBGuide
+from .parts import Plain, rebuild
+from .rng import seeded
+from .targets import Model, UnconstrainedTarget
+
+FORMAT = "avbvi-posterior"
+VERSION = 1
+ROLES = ("trunk", "sampler", "contrast", "adversary")
+
+
+@dataclass
+class Run:
+    """How a fit came about: seed, steps done, seconds taken, and the curve of the loss.
+
+    ``history`` holds lists of equal length: ``step``, ``elbo`` (noisy estimate at that step) and
+    ``stage`` (0 trunk, 1 adversarial).
+    """
+
+    seed: int | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+    history: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "elbo": [], "stage": []})
+
+
+class Posterior:
+    """A fitted approximation of a model's posterior.
+
+    Args:
+        model: the model.
+        guide: the trained guide.
+        args, kwargs: the model's arguments that the guide was trained with.
+        verdict: the judgement on the fit.
+        run: how the fit came about.
+        comparison: trunk against adversarial stage, where there was a choice.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: AVBGuide,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        verdict: Verdict,
+        run: Run,
+        comparison: StageComparison | None = None,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.args = args
+        self.kwargs = kwargs
+        self.verdict = verdict
+        self.run = run
+        self.comparison = comparison
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{s.name}{list(s.shape)}" for s in self._layout.sites)
+        return f"Posterior({sites}; {'adversarial stage' if self.guide.is_adversarial else 'trunk'})\n{self.verdict}"
+
+    @property
+    def _layout(self) -> Any:
+        assert self.guide.layout is not None
+        return self.guide.layout
+
+    @property
+    def _target(self) -> UnconstrainedTarget:
+        target = self.guide.target(*self.args, **self.kwargs)
+        if target is None:
+            raise RuntimeError("the guide is part of an AutoGuideList and has no joint density of its own")
+        return target
+
+    @property
+    def elbo_is_exact(self) -> bool:
+        """Whether log q is known exactly (trunk), so that the ELBO is a lower bound; otherwise it is learned."""
+        return not self.guide.is_adversarial
+
+    @torch.no_grad()
+    def sample(self, n: int = 1000) -> dict[str, Tensor]:
+        """n draws: {site: (n, *shape)} on the constrained scale, deterministic sites included."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, found {n}")
+        values, _ = self._layout.constrain(self.guide.draw(n).z)
+        return {**values, **self._deterministic(values, n)}
+
+    def _deterministic(self, values: dict[str, Tensor], n: int) -> dict[str, Tensor]:
+        target = self._target
+        with poutine.block():
+            plain = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+        shapes = {
+            name: node["value"].shape
+            for name, node in plain.nodes.items()
+            if node["type"] == "sample" and node["infer"].get("_deterministic")
+        }
+        if not shapes:
+            return {}
+        if not target.vectorize:
+            rows = [target.trace({k: v[i : i + 1] for k, v in values.items()}) for i in range(n)]
+            return {
+                name: torch.stack([row.nodes[name]["value"].reshape(shape) for row in rows])
+                for name, shape in shapes.items()
+            }
+        trace = target.trace(values)
+        return {name: _rows(trace.nodes[name]["value"], n, shape) for name, shape in shapes.items()}
+
+    @torch.no_grad()
+    def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Approximate log q (n,) of draws {site: (n, *shape)}, with respect to the sites' own coordinates.
+
+        Exact for the trunk, learned by the adversary otherwise. Sites that are not latent are ignored.
+
+        Raises:
+            ValueError: a latent site is missing, misshapen or outside its support.
+        """
+        z, log_det = self._layout.unconstrain({k: torch.as_tensor(v).to(self.guide.anchor) for k, v in draws.items()})
+        posterior = self.guide.get_posterior(*self.args, **self.kwargs)
+        result: Tensor = posterior.log_prob(z) - log_det
+        return result
+
+    @torch.no_grad()
+    def elbo(self, n: int = 20_000) -> Estimate:
+        """E_q[log p - log q] by n fresh draws; a lower bound of the log-evidence only if ``elbo_is_exact``."""
+        return guide_elbo(self.guide, self._target, n)
+
+    @torch.no_grad()
+    def predict(self, *args: Any, n: int = 1000, **kwargs: Any) -> dict[str, Tensor]:
+        """Posterior predictive draws {observed site: (n, *shape)}.
+
+        With no arguments the model runs with those of the fit, its observations replaced by draws; other
+        arguments (new covariates, say) are passed on to the model.
+        """
+        target = self._target
+        if args or kwargs:
+            target = target.with_arguments(args, kwargs)
+        values, _ = self._layout.constrain(self.guide.draw(n).z)
+        free = poutine.uncondition(self.model)
+        with poutine.block():
+            plain = poutine.trace(poutine.condition(free, {k: v[0] for k, v in values.items()}))
+            natural = plain.get_trace(*target.args, **target.kwargs)
+        names = {
+            name: node["value"].shape
+            for name, node in natural.nodes.items()
+            if node["type"] == "sample"
+            and node["infer"].get("was_observed", name not in values)
+            and not node["infer"].get("_deterministic")
+            and node["value"].numel()
+            and type(node["fn"]).__name__ != "_Subsample"
+        }
+        if not target.vectorize:
+            rows = [target.trace({k: v[i : i + 1] for k, v in values.items()}, free) for i in range(n)]
+            return {
+                k: torch.stack([row.nodes[k]["value"].reshape(shape) for row in rows]) for k, shape in names.items()
+            }
+        trace = target.trace(values, free)
+        return {name: _rows(trace.nodes[name]["value"], n, shape) for name, shape in names.items()}
+
+    def to_arviz(self, n: int = 2000, *, predictive: bool = False) -> Any:
+        """Draws, log p and log q as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x), in one chain.
+
+        ESS and R-hat of these independent draws say nothing about the quality of the fit; see ``verdict``.
+        """
+        draws = self.sample(n)
+        log_q = self.log_prob({s.name: draws[s.name] for s in self._layout.sites})
+        return to_arviz(
+            draws,
+            log_q=log_q,
+            log_p=self._log_joint(draws),
+            observed=self._observed(),
+            predictive=self.predict(n=n) if predictive else None,
+            attributes={
+                "verdict": self.verdict.status,
+                "verdict_reasons": "; ".join(self.verdict.reasons),
+                "density": "exact" if self.elbo_is_exact else "learned",
+            },
+        )
+
+    @torch.no_grad()
+    def _log_joint(self, draws: dict[str, Tensor]) -> Tensor:
+        z, log_det = self._layout.unconstrain(draws)
+        return self._target.log_prob(z) - log_det
+
+    def _observed(self) -> dict[str, Tensor]:
+        with poutine.block():
+            trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+        return {
+            name: node["value"]
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample"
+            and node["is_observed"]
+            and not node["infer"].get("_deterministic")
+            and node["value"].numel()
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fit to a file, atomically; :func:`avbvi.load` reads it again."""
+        write_atomically(
+            path,
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "parts": part_configurations(self.guide),
+                "guide": self.guide.state_dict(),
+                "sites": site_table(self.guide),
+                "needs_model": bool(self.guide.is_adversarial and self.guide.part("adversary").uses_target),
+                "vectorize": self._target.vectorize,
+                "model": {k: p.detach() for k, p in model_parameters(self.model, self.args, self.kwargs).items()},
+                "verdict": self.verdict.to_dict(),
+                "comparison": plain_comparison(self.comparison),
+                "run": vars(self.run),
+            },
+        )
+
+
+def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's own learned parameters, unconstrained, by their names in Pyro's store."""
+    with torch.no_grad(), seeded(0), poutine.block(), poutine.trace(param_only=True) as capture:
+        model(*args, **kwargs)
+    return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+
+
+def _rows(value: Tensor, n: int, shape: torch.Size) -> Tensor:
+    """A site's value from inside the plate over draws, as (n, *shape); constants are repeated."""
+    if value.numel() == n * math.prod(shape):
+        return value.reshape(n, *shape)
+    return value.reshape(-1, *shape)[:1].expand(n, *shape)
+
+
+@torch.no_grad()
+def guide_elbo(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> Estimate:
+    """E_q[log p - log q] with its Monte Carlo standard error."""
+    if n < 2:
+        raise ValueError(f"n must be at least 2 for a standard error, found {n}")
+    posterior = guide.get_posterior(*target.args, **target.kwargs)
+    draw = posterior.draw((n,))
+    terms = (target.log_prob(draw.z) - posterior.draw_log_prob(draw)).double()
+    return Estimate(float(terms.mean()), float(terms.std() / math.sqrt(n)))
+
+
+def part_configurations(guide: AVBGuide) -> dict[str, Plain | None]:
+    """The parts' configurations by role; ``None`` for a part that can't be rebuilt from plain data."""
+    parts = {role: guide.part(role) for role in ROLES}
+    return {role: part.configuration() if part.is_rebuildable else None for role, part in parts.items()}
+
+
+def site_table(guide: AVBGuide) -> list[list[Any]]:
+    """Names, shapes and widths of the latent sites, to tell whether a file belongs to a model."""
+    assert guide.layout is not None
+    return [[s.name, list(s.shape), s.stop - s.start] for s in guide.layout.sites]
+
+
+def plain_comparison(comparison: StageComparison | None) -> dict[str, Any] | None:
+    """A comparison of the stages as plain data, for a file."""
+    if comparison is None:
+        return None
+    return {name: list(v) if isinstance(v, Estimate) else v for name, v in vars(comparison).items()}
+
+
+def read_comparison(plain: dict[str, Any] | None) -> StageComparison | None:
+    """What :func:`plain_comparison` was given."""
+    if plain is None:
+        return None
+    arguments: dict[str, Any] = {name: Estimate(*v) if isinstance(v, list) else v for name, v in plain.items()}
+    return StageComparison(**arguments)
+
+
+def write_atomically(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """``torch.save`` through a temporary file beside the target, so that a crash leaves the old file whole."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_file(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
+    """Read a file that :func:`write_atomically` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, or of another kind or version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CheckpointError(
+            f"{str(path)!r} can't be read; it is damaged or was not written by avbvi: {error}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != expected:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{str(path)!r} is no {expected} file (found {found!r})")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{str(path)!r} has version {content.get('version')} of the {expected} format; this avbvi reads {VERSION}"
+        )
+    return content
+
+
+def load(
+    path: str | os.PathLike[str], model: Model, *args: Any, guide: AVBGuide | None = None, **kwargs: Any
+) -> Posterior:
+    """Read a saved fit of ``model`` with these arguments.
+
+    Args:
+        path: a file written by :meth:`Posterior.save`.
+        model: the model that was fitted.
+        args, kwargs: its arguments.
+        guide: an untrained guide with the same parts; needed only where some part is not built in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, foreign, belongs to another model, or has custom parts and no
+            ``guide`` is given.
+    """
+    content = read_file(path, FORMAT)
+    if guide is None:
+        custom = sorted(role for role, plain in content["parts"].items() if plain is None)
+        if custom:
+            raise CheckpointError(
+                f"{str(path)!r} was fitted with custom parts {custom}; pass guide=AVBGuide(model, ...)"
+            )
+        parts: dict[str, Any] = {role: rebuild(content["parts"][role]) for role in ROLES}
+        guide = AVBGuide(model, **parts)
+    guide.setup(*args, **kwargs)
+    if site_table(guide) != content["sites"]:
+        raise CheckpointError(
+            f"{str(path)!r} belongs to another model: its latent sites are {content['sites']}, this model's are "
+            f"{site_table(guide)} (name, shape, unconstrained width)"
+        )
+    target_hint = content["parts"]["adversary"]
+    if target_hint is not None and guide.part("adversary").configuration() != target_hint:
+        raise CheckpointError(f"guide has another adversary than {str(path)!r}: {target_hint}")
+    try:
+        guide.load_state_dict(content["guide"])
+    except RuntimeError as error:
+        raise CheckpointError(f"guide's parts do not fit {str(path)!r}: {error}") from error
+    _restore(model_parameters(model, args, kwargs), content["model"], path)
+    guide.bind(model, args, kwargs, vectorize=content["vectorize"])
+    return Posterior(
+        model,
+        guide,
+        args,
+        kwargs,
+        verdict=Verdict(**content["verdict"]),
+        run=Run(**content["run"]),
+        comparison=read_comparison(content["comparison"]),
+    )
+
+
+@torch.no_grad()
+def _restore(parameters: dict[str, Tensor], values: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+    if {k: v.shape for k, v in parameters.items()} != {k: v.shape for k, v in values.items()}:
+        raise CheckpointError(
+            f"{str(path)!r} belongs to another model: its learned parameters are {sorted(values)}, this model's are "
+            f"{sorted(parameters)}"
+        )
+    for name, value in values.items():
+        parameters[name].copy_(value)

@@ -1,0 +1,89 @@
+"""How a run is divided: trunk stage, adversarial stage, annealing, learning-rate decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+#: What a step of the adversarial stage costs, in steps of the trunk's: runs of given steps and runs of given
+#: minutes are divided alike.
+ADVERSARIAL_STEP_COST = 4.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Fractions of a run given to its parts.
+
+    Args:
+        trunk: share of the run's work in which a trainable trunk is fitted by the plain ELBO, before it is frozen;
+            1 fits the trunk alone.
+        anneal: share of the first trained stage in which beta rises from ``beta_start`` to 1; the
+            target is beta log p + (1 - beta) log N(0, 2^2 I), the Gaussian in the start's coordinates.
+        beta_start: where annealing begins.
+        polish: share at the end of the adversarial stage in which the sampler rests and the adversary
+            learns on, so that the reported ELBO is that of the final sampler.
+        decay: cosine decay of the learning rates to zero within each stage.
+        average: decay of the moving average of the sampler's weights that the final sampler takes.
+        adversary_floor: least learning rate of the adversary before the polish, relative to its start.
+
+    Raises:
+        ValueError: a share outside [0, 1), or ``beta_start`` outside (0, 1].
+    """
+
+    trunk: float = 0.5
+    anneal: float = 0.3
+    beta_start: float = 0.1
+    polish: float = 0.07
+    decay: bool = True
+    average: float = 0.999
+    adversary_floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.trunk <= 1.0:
+            raise ValueError(f"Schedule(trunk=...) must be in [0, 1], found {self.trunk}")
+        for name in ("anneal", "polish", "average", "adversary_floor"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"Schedule({name}=...) must be in [0, 1), found {getattr(self, name)}")
+        if not 0.0 < self.beta_start <= 1.0:
+            raise ValueError(f"Schedule(beta_start=...) must be in (0, 1], found {self.beta_start}")
+
+    @property
+    def trunk_share_of_steps(self) -> float:
+        """The trunk's share of a run that is counted in steps, for its share of the work."""
+        weight = ADVERSARIAL_STEP_COST * self.trunk
+        return weight / (weight + 1.0 - self.trunk)
+
+    def beta(self, stage_progress: float) -> float:
+        """Inverse temperature at a point of the first trained stage."""
+        if stage_progress >= self.anneal:
+            return 1.0
+        return self.beta_start + (1.0 - self.beta_start) * stage_progress / self.anneal
+
+    def factor(self, progress: float) -> float:
+        """Learning rate relative to its start: half a cosine down to zero."""
+        return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))) if self.decay else 1.0
+
+
+class ScheduledAdam(torch.optim.Adam):
+    """Adam whose learning rate is multiplied by ``factor()`` at every step."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.5, 0.999),
+        *,
+        factor: Callable[[], float],
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, fused=True)
+        self._factor = factor
+        self._lr = lr
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["lr"] = self._lr * self._factor()
+        return super().step(closure)

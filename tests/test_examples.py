@@ -1,0 +1,69 @@
+"""The examples run from a shell, for a few steps, and leave their pictures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run(script: str, *options: str, folder: Path) -> str:
+    """Run an example in an empty folder; returns what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "examples" / script), *options],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_picture(file: Path) -> None:
+    pixels = imread(file)[..., :3]
+    assert min(pixels.shape[:2]) > 300
+    assert float(np.ptp(pixels)) > 0.5  # something dark on something light
+    assert 0.01 < float((pixels.min(-1) < 0.9).mean()) < 0.9
+
+
+@pytest.mark.parametrize("problem", ["paper", pytest.param("classic", marks=pytest.mark.slow)])
+def test_eight_schools(problem: str, tmp_path: Path) -> None:
+    options = ["--classic"] if problem == "classic" else []
+    printed = run("eight_schools.py", "--steps", "30", "--out", "picture.png", *options, folder=tmp_path)
+    check_picture(tmp_path / "picture.png")
+    assert "verdict: " in printed
+    assert ("eta[7]" in printed, "theta[7]" in printed) == (True, problem == "classic")
+    assert ("-12.7108" if problem == "paper" else "-31.3113") in printed
+    assert ("P(tau > 0)" in printed) == (problem == "paper")
+    assert "picture.png" in printed
+
+
+@pytest.mark.slow
+def test_eight_schools_by_the_clock(tmp_path: Path) -> None:
+    run("eight_schools.py", "--minutes", "0.02", folder=tmp_path)
+    check_picture(tmp_path / "eight_schools.png")
+
+
+@pytest.mark.parametrize(
+    "density",
+    ["ring", pytest.param("banana", marks=pytest.mark.slow), pytest.param("two_moons", marks=pytest.mark.slow)],
+)
+def test_log_density(density: str, tmp_path: Path) -> None:
+    printed = run("log_density.py", "--density", density, "--steps", "40", folder=tmp_path)
+    check_picture(tmp_path / "log_density.png")
+    evidence = {"ring": "2.2460", "banana": "2.5310", "two_moons": "1.8775"}
+    assert evidence[density] in printed
+
+
+def test_pyro_svi(tmp_path: Path) -> None:
+    printed = run("pyro_svi.py", "--steps", "30", folder=tmp_path)
+    assert "final ELBO" in printed
+    assert printed.splitlines()[-1].split()[:2] == ["10", "22"]
