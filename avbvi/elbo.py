@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,12 +16,14 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from .adversarial import AdversaryTrainer
+from .checks import check_density
 from .diagnostics import choose_stage
-from .errors import ModelError, NonFiniteError
+from .errors import NonFiniteError
 from .guides import ADVERSARIAL, TRUNK, AVBGuide
 from .rng import seeded
-from .schedules import Schedule, ScheduledAdam
-from .targets import Model, UnconstrainedTarget
+from .schedules import Clock, Schedule, ScheduledAdam
+from .targets import Model
 
 MOST_SKIPPED_IN_A_ROW = 50
 WARM_UP_STEPS = 100
@@ -100,10 +101,8 @@ class AdversarialELBO(ELBO):
         self.adversary_batch = adversary_batch or max(self.elbo.num_particles // 2, 64)
         #: Seconds allowed and the time at which they began, for runs by the clock (set by ``fit``).
         self.clock: Clock | None = None
-        self._optimisers: WeakKeyDictionary[AVBGuide, torch.optim.Adam] = WeakKeyDictionary()
-        self._loaded: dict[str, Any] = {}
-        self._averages: WeakKeyDictionary[AVBGuide, dict[str, Tensor]] = WeakKeyDictionary()
-        self._loaded_averages: dict[str, dict[str, Tensor]] = {}
+        self._trainers: WeakKeyDictionary[AVBGuide, AdversaryTrainer] = WeakKeyDictionary()
+        self._waiting: dict[str, Any] = {}
         self._factor = 1.0
         self._adversary_factor = 1.0
         self._skipped_in_a_row = 0
@@ -219,7 +218,7 @@ class AdversarialELBO(ELBO):
             target = g.bind(model, args, kwargs, vectorize=self.vectorize_particles)
             if not bool(g.started):
                 if target is not None:
-                    _check_density(target, g)
+                    check_density(target, g.anchor)
                 g.start(target)
         if self.elbo.max_plate_nesting == math.inf and (
             self.elbo.vectorize_particles or isinstance(self.elbo, TraceEnum_ELBO)
@@ -269,7 +268,7 @@ class AdversarialELBO(ELBO):
                 self._enter_adversarial(guide)
             self._follow_schedule(guide, done, timed)
             for _ in range(self.adversary_steps):
-                self._adversary_step(guide, self.adversary_lr * self._adversary_factor)
+                self._trainer(guide).step(guide, self.adversary_batch, self._adversary_factor)
         else:
             beta = self.schedule.beta(progress / share)
             self._factor = self.schedule.factor(progress / share)
@@ -283,10 +282,10 @@ class AdversarialELBO(ELBO):
         count = int(guide.adversarial_steps)
         polishing = timed and done >= 1.0 - self.schedule.polish
         if polishing and not bool(guide.polishing):
-            self._load_average(guide)
+            self._trainer(guide).load_average(guide)
             guide.polishing.fill_(True)
         elif not polishing and timed:
-            self._update_average(guide, count)
+            self._trainer(guide).update_average(guide, min(self.schedule.average, (1.0 + count) / (10.0 + count)))
         warm = min(1.0, count / WARM_UP_STEPS)
         moved = done / (1.0 - self.schedule.polish) if timed else 0.0
         self._factor = 0.0 if polishing else warm * self.schedule.factor(moved)
@@ -297,25 +296,6 @@ class AdversarialELBO(ELBO):
         else:
             self._adversary_factor = warm * max(floor, self.schedule.factor(moved))
 
-    def _update_average(self, guide: AVBGuide, count: int) -> None:
-        """Exponential moving average of the sampler's weights, from which the final draws come."""
-        sampler = guide.part("sampler")
-        if guide not in self._averages:
-            self._averages[guide] = self._loaded_averages.pop(
-                guide._pyro_name, {k: p.detach().clone() for k, p in sampler.named_parameters()}
-            )
-        decay = min(self.schedule.average, (1.0 + count) / (10.0 + count))
-        for name, p in sampler.named_parameters():
-            self._averages[guide][name].lerp_(p.detach(), 1.0 - decay)
-
-    @torch.no_grad()
-    def _load_average(self, guide: AVBGuide) -> None:
-        # After load_state_dict the average may still wait for its guide.
-        average = self._averages.get(guide) or self._loaded_averages.pop(guide._pyro_name, {})
-        for name, p in guide.part("sampler").named_parameters():
-            if name in average:
-                p.copy_(average[name])
-
     def _moving(self, guides: list[AVBGuide]) -> bool:
         """Whether the outer step moves anything: not while the adversaries are polished."""
         return not all(bool(g.polishing) for g in guides)
@@ -324,52 +304,19 @@ class AdversarialELBO(ELBO):
         for p in guide.part("trunk").parameters():
             p.grad = None
         guide.stage.fill_(ADVERSARIAL)
-        contrast = guide.part("contrast")
-        contrast.reset(guide.draw(max(4096, 8 * self.adversary_batch)).base)
-        for _ in range(self.pretrain_steps):
-            self._adversary_step(guide, self.adversary_lr)
+        self._trainer(guide).begin(guide, self.adversary_batch, self.pretrain_steps)
 
-    def _adversary_step(self, guide: AVBGuide, rate: float) -> None:
-        n = self.adversary_batch
-        adversary, contrast = guide.part("adversary"), guide.part("contrast")
-        with torch.no_grad():
-            base_q = guide.draw_base(n)
-            contrast.update(base_q)
-            base = torch.cat([base_q, contrast.sample(n)])
-            hint = guide.hint_at(base, contrast.log_prob(base))
-            if hint is not None:
-                adversary.observe(hint.log_ratio[:n])
-            features = contrast.features(base)
-        with torch.enable_grad():
-            t = adversary(features, hint)
-            loss = adversary.objective.loss(t[:n], t[n:])
-            parameters = guide.adversary_parameters()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        present = [g for g in gradients if g is not None]
-        if not bool(torch.isfinite(get_total_norm(present))):
-            guide.skipped_steps += 1
-            return
-        optimiser = self._optimiser(guide)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must
-        # find nothing there.
-        for p, g in zip(parameters, gradients, strict=True):
-            p.grad = g
-        optimiser.step()
-        for p in parameters:
-            p.grad = None
-
-    def _optimiser(self, guide: AVBGuide) -> torch.optim.Adam:
-        if guide not in self._optimisers:
-            optimiser = torch.optim.Adam(
-                guide.adversary_parameters(), lr=self.adversary_lr, betas=(0.5, 0.999), fused=True
-            )
-            state = self._loaded.pop(guide._pyro_name, None)
+    def _trainer(self, guide: AVBGuide) -> AdversaryTrainer:
+        if guide not in self._trainers:
+            trainer = AdversaryTrainer(guide, self.adversary_lr)
+            state = self._waiting.pop(guide._pyro_name, None)
+            if state is None and len(self._waiting) == 1 and not self._trainers:
+                # The only state for the only guide, whose name differs from process to process.
+                _, state = self._waiting.popitem()
             if state is not None:
-                optimiser.load_state_dict(state)
-            self._optimisers[guide] = optimiser
-        return self._optimisers[guide]
+                trainer.load_state_dict(state)
+            self._trainers[guide] = trainer
+        return self._trainers[guide]
 
     def finish(self, guide: AVBGuide) -> None:
         """Keep the better of the trunk and the adversarial stage; called after the last of ``steps``."""
@@ -384,40 +331,16 @@ class AdversarialELBO(ELBO):
 
     def state_dict(self) -> dict[str, Any]:
         """Adversaries' optimisers and averages of the samplers' weights, by the guides' names."""
-        waiting = {
-            name: {"optimiser": optimiser, "average": dict(self._loaded_averages.get(name, {}))}
-            for name, optimiser in self._loaded.items()
-        }
-        return waiting | {
-            guide._pyro_name: {"optimiser": optimiser.state_dict(), "average": dict(self._averages.get(guide, {}))}
-            for guide, optimiser in self._optimisers.items()
-        }
+        return self._waiting | {g._pyro_name: trainer.state_dict() for g, trainer in self._trainers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; states of guides not yet met wait for them."""
-        by_name = {guide._pyro_name: guide for guide in self._optimisers}
+        by_name = {guide._pyro_name: trainer for guide, trainer in self._trainers.items()}
         for name, value in state.items():
-            value = copy.deepcopy(value)  # Adam.load_state_dict would keep, and later overwrite, the caller's tensors
-            average = value["average"]
             if name in by_name:
-                self._optimisers[by_name[name]].load_state_dict(value["optimiser"])
-                self._averages[by_name[name]] = average
+                by_name[name].load_state_dict(value)
             else:
-                self._loaded[name] = value["optimiser"]
-                if average:
-                    self._loaded_averages[name] = average
-
-
-class Clock:
-    """Progress by wall time, for runs of given length in minutes."""
-
-    def __init__(self, seconds: float, started: float | None = None) -> None:
-        self.seconds = seconds
-        self.started = time.monotonic() if started is None else started
-
-    def progress(self) -> float:
-        """Share of the time that has passed, at most 1."""
-        return min((time.monotonic() - self.started) / self.seconds, 1.0)
+                self._waiting[name] = copy.deepcopy(value)
 
 
 class _Annealed:
@@ -450,44 +373,6 @@ def _with_gradient(guide: Any) -> list[Tensor]:
     own = list(unwrapped.parameters()) if isinstance(unwrapped, nn.Module) else []
     stored = [p for _, p in pyro.get_param_store().named_parameters()]
     return [p for p in {id(p): p for p in (*own, *stored)}.values() if p.grad is not None]
-
-
-def _check_density(target: UnconstrainedTarget, guide: AVBGuide) -> None:
-    """Raise if the log-density is NaN or +inf where optimisation starts, or finite nowhere."""
-    with torch.no_grad():
-        points = target.starting_points(32).to(guide.anchor)
-        value = target.log_prob(points)
-        _check_rows(target, points, value)
-    if bool(torch.isnan(value).any() | (value == torch.inf).any()):
-        bad = points[torch.isnan(value) | (value == torch.inf)][0]
-        what = "NaN" if bool(torch.isnan(value).any()) else "+inf"
-        raise ModelError(
-            f"the log-density is {what} at a starting point (unconstrained coordinates {bad[:8].tolist()}...); it "
-            "must be finite, or -inf outside the support"
-        )
-    if not bool(torch.isfinite(value).any()):
-        raise ModelError(
-            "the log-density is -inf at all starting points; give LogDensity(init=...) a point inside the support, "
-            "or check the model's data"
-        )
-
-
-def _check_rows(target: UnconstrainedTarget, points: Tensor, value: Tensor) -> None:
-    """Raise if a draw's log-density depends on the other draws in its batch (a sum over the wrong dimension)."""
-    finite = torch.isfinite(value).nonzero().squeeze(-1)[:2]
-    if not target.vectorize or len(finite) < 2:
-        return
-    with seeded(0):
-        together = target.log_prob(points[finite])
-    for i, index in enumerate(finite):
-        with seeded(0):
-            alone = target.log_prob(points[index][None])[0]
-        if float((alone - together[i]).abs()) > 1e-2 * (1.0 + float(alone.abs())):
-            raise ModelError(
-                f"the model's log-density of one draw is {float(alone):.6g} by itself but {float(together[i]):.6g} "
-                "among others: some term sums over draws (sum() without dimensions, say). Sum over the last dimensions "
-                "only, or use AdversarialELBO(vectorize_particles=False)"
-            )
 
 
 def _explain(what: str) -> str:

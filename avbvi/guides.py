@@ -11,11 +11,11 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .adversaries import Adversary, Hint, ResidualAdversary
+from .checks import check_latents, check_plates
 from .contrasts import Contrast, MixtureContrast, PriorContrast
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
@@ -153,11 +153,11 @@ class AVBGuide(AutoContinuous):
         if master is not None and master.prototype_trace is None:
             # An AutoGuideList sets itself up in its first forward(), which comes after the ELBO's call of this.
             master._setup_prototype(*args, **kwargs)
-        enumerated = _check_latents(self._own_model[0], args, kwargs)
+        enumerated = check_latents(self._own_model[0], args, kwargs)
         if enumerated:
             self._model = (poutine.block(self.model, hide=enumerated),)
         super()._setup_prototype(*args, **kwargs)
-        _check_plates(self.prototype_trace)
+        check_plates(self.prototype_trace)
         self.layout = LatentLayout.from_trace(self.prototype_trace)
         if self.part("sampler").context_dim is not None:
             raise ModelError("sampler takes a context: amortised guides are not supported by this version")
@@ -431,49 +431,3 @@ class AVBGuide(AutoContinuous):
 def _finite(x: Tensor) -> Tensor:
     """NaN and infinities replaced by large numbers, which the adversary squashes."""
     return x.nan_to_num(-1e6, 1e6, -1e6)
-
-
-def _check_latents(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Check the model's latent sites; returns the names of those to be enumerated.
-
-    The model runs three times on the prior: latents that come and go, or change shape, are dynamic structure.
-    """
-    runs = []
-    with torch.no_grad(), seeded(0):
-        for _ in range(3):
-            trace = prune_subsample_sites(poutine.block(poutine.trace(model).get_trace)(*args, **kwargs))
-            runs.append(dict(trace.iter_stochastic_nodes()))
-    shapes = [{name: tuple(node["value"].shape) for name, node in run.items()} for run in runs]
-    for other in shapes[1:]:
-        if other != shapes[0]:
-            changed = sorted(k for k in {*shapes[0], *other} if shapes[0].get(k) != other.get(k))
-            raise ModelError(
-                f"the model's latent sites change from run to run (dynamic structure): {changed}; AVBGuide needs "
-                "the same sites with the same shapes every time"
-            )
-    enumerated, continuous = [], []
-    for name, node in runs[0].items():
-        if not node["fn"].support.is_discrete:
-            continuous.append(name)
-        elif node["infer"].get("enumerate") == "parallel":
-            enumerated.append(name)
-        else:
-            raise ModelError(
-                f"site {name!r} is a discrete latent, which a reparameterised guide can't sample; enumerate it "
-                "(pyro.infer.config_enumerate(model) with AdversarialELBO(TraceEnum_ELBO(...))), or hide it "
-                f"(AVBGuide(poutine.block(model, hide=[{name!r}])) in an AutoGuideList)"
-            )
-    if not continuous:
-        raise ModelError("the model has no continuous latent sites; there is nothing for AVBGuide to approximate")
-    return enumerated
-
-
-def _check_plates(trace: poutine.Trace) -> None:
-    for name, node in trace.iter_stochastic_nodes():
-        for frame in node["cond_indep_stack"]:
-            if frame.full_size is not None and frame.full_size != frame.size:
-                raise ModelError(
-                    f"site {name!r} lies in plate {frame.name!r}, which subsamples {frame.size} of "
-                    f"{frame.full_size}: its values would be taken for global latents. Use the whole plate; "
-                    "amortised guides for such models are not supported by this version"
-                )

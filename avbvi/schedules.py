@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -87,3 +88,15 @@ class ScheduledAdam(torch.optim.Adam):
         for group in self.param_groups:
             group["lr"] = self._lr * self._factor()
         return super().step(closure)
+
+
+class Clock:
+    """Progress by wall time, for runs of given length in minutes."""
+
+    def __init__(self, seconds: float, started: float | None = None) -> None:
+        self.seconds = seconds
+        self.started = time.monotonic() if started is None else started
+
+    def progress(self) -> float:
+        """Share of the time that has passed, at most 1."""
+        return min((time.monotonic() - self.started) / self.seconds, 1.0)

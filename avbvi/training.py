@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .diagnostics import judge
-from .elbo import AdversarialELBO, Clock
+from .elbo import AdversarialELBO
 from .errors import CheckpointError
 from .guides import AVBGuide
 from .posterior import (
@@ -33,7 +33,7 @@ from .posterior import (
     write_atomically,
 )
 from .rng import seeded
-from .schedules import ScheduledAdam
+from .schedules import Clock, ScheduledAdam
 from .targets import Model
 
 FORMAT = "avbvi-checkpoint"

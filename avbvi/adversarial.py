@@ -1,0 +1,89 @@
+"""The adversary's side of training one guide: its optimiser and steps, and the average of the sampler's weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from .guides import AVBGuide
+
+
+class AdversaryTrainer:
+    """Moves a guide's adversary and contrast, and follows its sampler's weights.
+
+    The guide is handed in with each call: a trainer belongs to one guide but does not keep it alive.
+
+    Args:
+        guide: the guide, set up.
+        lr: learning rate of the adversary's Adam (betas 0.5, 0.999).
+    """
+
+    def __init__(self, guide: AVBGuide, lr: float) -> None:
+        self.lr = lr
+        self.optimiser = torch.optim.Adam(guide.adversary_parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
+        self.average: dict[str, Tensor] = {}
+
+    def begin(self, guide: AVBGuide, batch: int, pretrain_steps: int) -> None:
+        """Fit the contrast to the sampler from scratch and give the adversary a head start."""
+        guide.part("contrast").reset(guide.draw_base(max(4096, 8 * batch)))
+        for _ in range(pretrain_steps):
+            self.step(guide, batch, 1.0)
+
+    def step(self, guide: AVBGuide, batch: int, factor: float) -> None:
+        """Let the contrast follow fresh draws of q, then one step of the adversary at ``factor`` times its rate.
+
+        A step whose gradient is not finite is skipped and counted in the guide's ``skipped_steps``.
+        """
+        adversary, contrast = guide.part("adversary"), guide.part("contrast")
+        with torch.no_grad():
+            base_q = guide.draw_base(batch)
+            contrast.update(base_q)
+            base = torch.cat([base_q, contrast.sample(batch)])
+            hint = guide.hint_at(base, contrast.log_prob(base))
+            if hint is not None:
+                adversary.observe(hint.log_ratio[:batch])
+            features = contrast.features(base)
+        with torch.enable_grad():
+            t = adversary(features, hint)
+            loss = adversary.objective.loss(t[:batch], t[batch:])
+            parameters = guide.adversary_parameters()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if not bool(torch.isfinite(get_total_norm([g for g in gradients if g is not None]))):
+            guide.skipped_steps += 1
+            return
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr * factor
+        # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must
+        # find nothing there.
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g
+        self.optimiser.step()
+        for p in parameters:
+            p.grad = None
+
+    @torch.no_grad()
+    def update_average(self, guide: AVBGuide, decay: float) -> None:
+        """Exponential moving average of the sampler's weights, from which the final draws come."""
+        for name, p in guide.part("sampler").named_parameters():
+            self.average.setdefault(name, p.detach().clone()).lerp_(p, 1.0 - decay)
+
+    @torch.no_grad()
+    def load_average(self, guide: AVBGuide) -> None:
+        """Give the sampler the averaged weights."""
+        for name, p in guide.part("sampler").named_parameters():
+            if name in self.average:
+                p.copy_(self.average[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state and the averaged weights."""
+        return {"optimiser": self.optimiser.state_dict(), "average": dict(self.average)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        state = copy.deepcopy(state)  # Adam would keep, and later overwrite, the caller's tensors
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average = state["average"]
