@@ -242,10 +242,13 @@ def judge(
     elif finite < 1.0:
         suspect = True
         reasons.append(f"{1 - finite:.2%} of the draws lie where the log-density is not finite")
+    if not steps:
+        failed = True
+        reasons.append("no training step was done: the time given was over before the set-up was")
     if elbo.stderr > 0.1:
         suspect = True
         reasons.append(f"the ELBO is known only to {elbo.stderr:.2g}; its terms vary widely")
-    if steps and skipped > 0.01 * steps:
+    if skipped > 0.01 * steps:
         suspect = True
         reasons.append(f"{skipped} of {steps} steps were skipped for non-finite gradients")
     modes_suspect = _judge_modes(guide, draws.z, figures, reasons)

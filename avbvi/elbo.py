@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -106,6 +107,19 @@ class AdversarialELBO(ELBO):
         self._factor = 1.0
         self._adversary_factor = 1.0
         self._skipped_in_a_row = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What distinguishes this loss from another, as plain data; ``steps`` apart."""
+        return {
+            "elbo": type(self.elbo).__name__,
+            "num_particles": self.num_particles,
+            "vectorize_particles": self.vectorize_particles,
+            "adversary_steps": self.adversary_steps,
+            "adversary_batch": self.adversary_batch,
+            "adversary_lr": self.adversary_lr,
+            "pretrain_steps": self.pretrain_steps,
+            "schedule": asdict(self.schedule),
+        }
 
     # -- the outer optimiser ------------------------------------------------------------------------
 

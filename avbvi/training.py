@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -32,8 +30,9 @@ from .posterior import (
     site_table,
     write_atomically,
 )
-from .rng import seeded
+from .rng import rng_state, rng_untouched, seeded, set_rng_state
 from .schedules import Clock, ScheduledAdam
+from .starts import LaplaceModes
 from .targets import Model
 
 FORMAT = "avbvi-checkpoint"
@@ -75,7 +74,7 @@ def fit(
         The posterior, with its verdict.
 
     Raises:
-        ValueError: both ``steps`` and ``minutes``, or a non-positive one.
+        ValueError: both ``steps`` and ``minutes``, a non-positive one, or a ``guide`` that was trained before.
         ModelError: the model can't be fitted (see :class:`~avbvi.AVBGuide`).
         NonFiniteError: losses or gradients stayed NaN or infinite.
         CheckpointError: ``checkpoint`` is damaged or belongs to another run.
@@ -89,6 +88,8 @@ def fit(
         raise TypeError("a DataLoader as the model's argument needs an amortised guide, not supported by this version")
     if elbo is not None and elbo.steps is not None:
         raise ValueError("elbo already has steps; give them to fit(steps=...) instead")
+    if guide is not None and int(guide.step_count):
+        raise ValueError(f"guide was trained before ({int(guide.step_count)} steps); fit needs an untrained one")
     if steps is None and minutes is None:
         steps = DEFAULT_STEPS
     kwargs = dict(model_kwargs or {})
@@ -154,7 +155,13 @@ class Trainer:
         return self._judged()
 
     def _prepare(self, steps: int | None, minutes: float | None, checkpoint: str | PathLike[str] | None) -> None:
-        self.fingerprint = {"steps": steps, "minutes": minutes, "seed": self.run.seed, "lr": self.lr}
+        self.fingerprint = {
+            "steps": steps,
+            "minutes": minutes,
+            "seed": self.run.seed,
+            "lr": self.lr,
+            "elbo": self.elbo.settings(),
+        }
         if checkpoint is not None and Path(checkpoint).exists():
             self.guide.setup(*self.args, **self.kwargs)
             self._resume(checkpoint)
@@ -165,7 +172,7 @@ class Trainer:
             with pyro.validation_enabled(True):
                 self.elbo._ready(self.model, self.guide, self.args, self.kwargs)
         # One evaluation with Pyro's validation on: misshapen sites and arguments fail here, with their names.
-        with torch.no_grad(), pyro.validation_enabled(True), _rng_untouched():
+        with torch.no_grad(), pyro.validation_enabled(True), rng_untouched():
             self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
 
     def _loop(self, started: float, bar: Any, checkpoint: str | PathLike[str] | None) -> None:
@@ -247,11 +254,12 @@ class Trainer:
                 "optimiser": self.optimiser.state_dict() if self.optimiser else None,
                 "names": [self._portable(name) for name in self.names],
                 "adversary_optimiser": list(self.elbo.state_dict().values()),
-                "rng": _rng_state(),
+                "rng": rng_state(),
                 "elapsed": elapsed,
                 "smoothed": self._smoothed,
                 "history": self.run.history,
                 "comparison": plain_comparison(self.guide.comparison),
+                "modes": None if self.guide.modes is None else self.guide.modes._asdict(),
             },
         )
 
@@ -282,9 +290,10 @@ class Trainer:
             self.elbo.load_state_dict({self.guide._pyro_name: state})
         self.run.history = content["history"]
         self.guide.comparison = read_comparison(content["comparison"])
+        self.guide.modes = None if content["modes"] is None else LaplaceModes(**content["modes"])
         self.elapsed_before = content["elapsed"]
         self._smoothed = content["smoothed"]
-        _set_rng_state(content["rng"])
+        set_rng_state(content["rng"])
 
     def _register(self, portable: list[str], values: dict[str, Tensor]) -> None:
         prefix = f"{self.guide._pyro_name}."
@@ -322,31 +331,3 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, dict):
         return {k: _moved(v, device) for k, v in value.items()}
     return value
-
-
-def _rng_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (Pyro draws from it)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
-        "python": random.getstate(),
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-
-
-class _rng_untouched:
-    def __enter__(self) -> None:
-        self.state = _rng_state()
-
-    def __exit__(self, *exception: object) -> None:
-        _set_rng_state(self.state)

@@ -159,11 +159,11 @@ def test_a_second_run_with_the_same_loss_object() -> None:
 
 def test_minutes() -> None:
     started = time.monotonic()
-    posterior = fit(steps=None, minutes=0.03)
+    posterior = fit(steps=None, minutes=0.15)
     elapsed = time.monotonic() - started
     assert posterior.run.steps == int(posterior.guide.step_count) > 0
     assert posterior.comparison is not None
-    assert elapsed < 1.8 + 20.0  # set-up and verdict come on top, on whatever machine this runs
+    assert elapsed < 9.0 + 20.0  # set-up and verdict come on top, on whatever machine this runs
 
 
 def test_history_and_seconds() -> None:
@@ -418,3 +418,23 @@ def test_a_start_that_wanders_off_is_no_error() -> None:
     failures = torch.tensor([5.0, 1.0, 5.0, 14.0, 3.0, 19.0, 1.0, 1.0, 4.0, 22.0])
     posterior = quick_fit(pumps, hours, failures, seed=0, steps=4)
     assert math.isfinite(posterior.elbo().value)
+
+
+def test_a_trained_guide_and_other_settings_are_refused(tmp_path: Path) -> None:
+    posterior = fit(20)
+    with pytest.raises(ValueError, match=r"guide was trained before \(20 steps\)"):
+        avbvi.fit(posterior.model, *posterior.args, guide=posterior.guide, steps=20)
+    path = tmp_path / "run.pt"
+    fit(20, checkpoint=path)
+    with pytest.raises(CheckpointError, match="another run"):
+        fit(20, checkpoint=path, schedule=avbvi.Schedule(anneal=0.1))
+
+
+def test_a_resumed_run_knows_the_modes_that_the_start_found(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    first = fit(20, checkpoint=path)
+    again = fit(20, checkpoint=path)
+    assert first.guide.modes is not None
+    assert again.guide.modes is not None
+    for mine, theirs in zip(first.guide.modes, again.guide.modes, strict=True):
+        assert torch.equal(mine, theirs)
