@@ -28,6 +28,8 @@ from models import eight_schools
 NAME = "eight_schools"
 PARTIAL = record.RESULTS / f".{NAME}.partial.jsonl"
 SMALL, LARGE = 10_000, 50_000
+#: A fit that got less of its core than this is measured again.
+LEAST_CPU_SHARE = 0.8
 PAPER_METHODS = (
     "default",
     "avb-pure",
@@ -193,6 +195,11 @@ def finished(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(records, key=lambda r: (r["target"] != "eight_schools_paper", order[r["method"]], r["seed"]))
 
 
+def disturbed(result: dict[str, Any]) -> bool:
+    """Whether other work on the machine took so much of a fit's core that its wall time says nothing."""
+    return bool(result.get("cpu_seconds_with_verdict", math.inf) < LEAST_CPU_SHARE * result["seconds"])
+
+
 def _jobs(arguments: argparse.Namespace) -> list[tuple[str, str, int, float]]:
     jobs = []
     for seed in range(arguments.seeds):
@@ -233,12 +240,16 @@ def main() -> None:
                 print(f"failed: {futures[future][:3]}: {error!r}", flush=True)
                 continue
             result = future.result()
+            if disturbed(result):
+                failed.append(futures[future][:3])
+                print(f"discarded: {futures[future][:3]} got less than {LEAST_CPU_SHARE:.0%} of a core", flush=True)
+                continue
             done.append(result)
             print(record.format_table([result], [k for k in KEYS if k in result]), flush=True)
             if not arguments.quick:
                 _keep(result, arguments.minutes)
     if failed:
-        raise SystemExit(f"{len(failed)} runs failed, nothing saved yet; the rest is kept for the next call: {failed}")
+        raise SystemExit(f"{len(failed)} runs are to be repeated, nothing saved yet; call again for them: {failed}")
     records = finished(done)
     print(record.format_table(records, KEYS))
     if not arguments.quick:
@@ -250,7 +261,7 @@ def _partial(minutes: float) -> list[dict[str, Any]]:
     if not PARTIAL.exists():
         return []
     rows = [json.loads(line) for line in Path(PARTIAL).read_text().splitlines()]
-    return [row for row in rows if math.isclose(row.pop("minutes"), minutes)]
+    return [row for row in rows if math.isclose(row.pop("minutes"), minutes) and not disturbed(row)]
 
 
 def _keep(result: dict[str, Any], minutes: float) -> None:
