@@ -44,7 +44,7 @@ PAPER_METHODS = (
 )
 CLASSIC_METHODS = ("default", "avb-pure", "advi-fullrank")
 #: Methods that are slow or only for orientation get fewer seeds.
-MOST_SEEDS = {"paper": 1, "paper-long": 4, "paper-prior-contrast": 1}
+MOST_SEEDS = {"paper-prior-contrast": 1}
 MOST_CLASSIC_SEEDS = {"avb-pure": 1, "advi-fullrank": 1}
 KEYS = (
     *("target", "method", "seed", "seconds", "steps", "knn_kl_qp", "knn_kl_pq", "c2st", "kl_exact", "elbo_error"),

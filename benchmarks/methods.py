@@ -56,7 +56,7 @@ def avb(
         "trunk_steps": round(posterior.run.steps * stages.count(0.0) / max(len(stages), 1)),
         "skipped_steps": posterior.run.skipped_steps,
     }
-    for name in ("k_hat", "log_evidence", "stage_difference", "stage_difference_stderr"):
+    for name in ("k_hat", "log_evidence", "stage_difference", "stage_difference_stderr", "stage_classifier_excess"):
         if name in posterior.verdict.figures:
             figures[name] = posterior.verdict.figures[name]
     return Fitted(posterior.sample, posterior.run.seconds, posterior.elbo(50_000), posterior.elbo_is_exact, figures)

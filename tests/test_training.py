@@ -427,7 +427,7 @@ def test_a_trained_guide_and_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     fit(20, checkpoint=path)
     with pytest.raises(CheckpointError, match="another run"):
-        fit(20, checkpoint=path, schedule=avbvi.Schedule(anneal=0.1))
+        fit(20, checkpoint=path, elbo=small_elbo(schedule=Schedule(anneal=0.1)))
 
 
 def test_a_resumed_run_knows_the_modes_that_the_start_found(tmp_path: Path) -> None:
