@@ -19,6 +19,7 @@ from avbvi.diagnostics import (
     fit_generalised_pareto,
     judge,
     pareto_smooth,
+    stein_matrix,
     trunk_weights,
 )
 from avbvi.estimates import Estimate
@@ -324,3 +325,20 @@ def test_verdict_tells_of_a_mode_that_the_start_found_and_the_draws_lost() -> No
     guide.start(target)
     verdict = judge(guide, target, Estimate(0.0, 0.01), skipped=0, steps=10, comparison=None, n=2000)
     assert verdict.figures["modes_lost"] == 0.0
+
+
+def test_steins_identity_sees_all_directions() -> None:
+    """For Gaussians the matrix is S^-1 C; a fit that is right in each coordinate can be wrong between them."""
+    precision = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    density = LogDensity(lambda z: -0.5 * (z @ precision * z).sum(-1), (2,))
+    guide = AVBGuide(density, trunk=AffineTrunk()).setup()
+    target = guide.target()
+    correlated = torch.tensor([[1.0, 0.7], [0.7, 1.0]])  # the coordinates' own sds are right
+    guide.part("trunk").start(torch.zeros(2), torch.linalg.cholesky(correlated))
+    matrix, noise = stein_matrix(guide, target, 20_000)
+    eigenvalues = torch.linalg.eigvals(matrix).real.sort().values
+    assert eigenvalues.tolist() == pytest.approx([0.3, 1.7], abs=3.0 * noise)
+    assert noise < 0.1
+    verdict = judge(guide, target, Estimate(0.0, 0.01), skipped=0, steps=10, comparison=None, n=5000)
+    assert verdict.status == "suspect"
+    assert any("Stein's identity is off by 0.7" in reason for reason in verdict.reasons)
