@@ -5,7 +5,36 @@ any code with the fitting of such a sampler. Read each beside its noise floor: t
 gives for two independent samples of the same law and the same size.
 """
 
+from .alpha import AlphaDivergence, Bhattacharyya, Hellinger, Renyi, Tsallis, knn_alpha_divergence
 from .classifiers import classifier_two_sample_test
-from .nearest import knn_kl
+from .kernels import MMDTest, energy_distance, mmd2
+from .nearest import (
+    knn_cross_entropy,
+    knn_entropy,
+    knn_j_divergence,
+    knn_js_divergence,
+    knn_kl,
+    knn_kl_adaptive,
+)
+from .transport import marginal_wasserstein, sliced_wasserstein
 
-__all__ = ["classifier_two_sample_test", "knn_kl"]
+__all__ = [
+    "AlphaDivergence",
+    "Bhattacharyya",
+    "Hellinger",
+    "MMDTest",
+    "Renyi",
+    "Tsallis",
+    "classifier_two_sample_test",
+    "energy_distance",
+    "knn_alpha_divergence",
+    "knn_cross_entropy",
+    "knn_entropy",
+    "knn_j_divergence",
+    "knn_js_divergence",
+    "knn_kl",
+    "knn_kl_adaptive",
+    "marginal_wasserstein",
+    "mmd2",
+    "sliced_wasserstein",
+]

@@ -1,79 +1,184 @@
-"""Nearest-neighbour search: k-d tree or blocked brute force, whichever is faster."""
+"""Nearest-neighbour search: k-d tree or blocked brute force, whichever is faster.
+
+Both give the same distances to rounding in float64. Brute force finds candidates by a matrix
+product in float32 and measures these again from the differences in float64; a row whose
+candidates can't be proved complete, given the rounding error of the product, is searched again
+in higher precision.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+__all__ = ["Neighbours", "nearest"]
+
 # Above this dimension a k-d tree visits most of its leaves and loses to matrix products.
-_TREE_DIMENSIONS = 7
+TREE_DIMENSIONS = 7
 # Elements of one block of the distance matrix when `chunk_size` is left open.
-_BLOCK_ELEMENTS_CPU = 2**20  # stays in the cache: 1.6 times as fast as 2**22
-_BLOCK_ELEMENTS_CUDA = 2**27
+BLOCK_ELEMENTS_CPU = 2**21  # 8 MiB: stays in the cache
+BLOCK_ELEMENTS_CUDA = 2**28
+# Candidates beyond those asked for: without some slack the proof of completeness fails often.
+SLACK = 4
 
 
-def _neighbours(queries: Tensor, points: Tensor, count: int, chunk_size: int | None, *, same: bool) -> Tensor:
-    """Distances to the `count` nearest points, nearest first, shape (n, count).
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest points of n queries.
 
-    With `same`, queries and points are one sample and a point is no neighbour of itself.
+    Attributes:
+        distance: shape (n, count), float64, nearest first.
+        index: rows of the points, shape (n, count).
+        order: where the search knows one, an order of the queries in which each lies near the last, shape (n,).
     """
-    if queries.device.type == "cpu" and queries.shape[1] <= _TREE_DIMENSIONS:
-        own = 1 if same else 0  # a point's own distance 0 comes first
-        distance, _ = cKDTree(points.numpy()).query(
-            queries.numpy(),
-            list(range(1 + own, count + own + 1)),
-            workers=torch.get_num_threads(),
-        )
-        return torch.from_numpy(distance)
-    return _neighbours_by_blocks(queries, points, count, chunk_size, same=same)
+
+    distance: Tensor
+    index: Tensor
+    order: NDArray[Any] | None = None
 
 
-def _neighbours_by_blocks(queries: Tensor, points: Tensor, count: int, chunk_size: int | None, *, same: bool) -> Tensor:
-    """Brute force in blocks of rows; see `_neighbours`.
+def nearest(
+    queries: Tensor,
+    points: Tensor,
+    count: int,
+    *,
+    same: bool = False,
+    chunk_size: int | None = None,
+    order: NDArray[Any] | None = None,
+) -> Neighbours:
+    """The `count` nearest points of each query.
 
-    Candidates come from |b|^2 - 2 a.b, which orders the points b around a fixed a like the
-    squared distance does and is one matrix product, but cancels for near neighbours. So a few
-    candidates more than needed are kept and their distances are taken again from the
-    differences.
+    Args:
+        queries: shape (n, d), float64.
+        points: shape (m, d), float64, on the same device; m >= count, or m > count with `same`.
+        count: how many.
+        same: queries and points are one sample, and a point is no neighbour of itself.
+        chunk_size: rows that are compared with all points at once by brute force (d >= 8, or CUDA);
+            memory is about 4 * chunk_size * m bytes. By default a block stays near 8 MiB (CPU) or
+            1 GiB (CUDA).
+        order: an order of the queries in which each lies near the last, from an earlier search; it
+            saves time in a tree and changes nothing else.
     """
-    n, dim = queries.shape
-    m = points.shape[0]
-    candidates = min(count + 4, m - 1 if same else m)
-    # A full sort or selection over m columns costs far more than the product. Instead take the
-    # minimum of each of `groups` strided groups of columns: the c smallest entries of a row lie
-    # in the c groups with the smallest minima, so only these are searched.
-    width = max(1, math.isqrt(m // candidates))
-    groups = -(-m // width)
-    padded = groups * width
-    right = points.new_zeros(dim + 1, padded)
-    right[:dim, :m] = -2.0 * points.T
-    right[dim, :m] = points.square().sum(1)
-    right[dim, m:] = math.inf  # padding is nobody's neighbour
-    left = torch.cat([queries, queries.new_ones(n, 1)], 1)
+    if queries.device.type == "cpu" and queries.shape[1] <= TREE_DIMENSIONS:
+        return _by_tree(queries, points, count, order, same=same)
+    return by_blocks(queries, points, count, same=same, chunk_size=chunk_size)
 
-    if chunk_size is None:
-        cuda = queries.device.type == "cuda"
-        chunk_size = max(1, (_BLOCK_ELEMENTS_CUDA if cuda else _BLOCK_ELEMENTS_CPU) // padded)
-    chunk_size = min(chunk_size, n)
-    # One buffer for all blocks: fresh pages for each cost as much as the product.
-    buffer = queries.new_empty(chunk_size, padded)
-    strides = torch.arange(width, device=queries.device) * groups
-    distances = []
-    for start in range(0, n, chunk_size):
-        rows = min(chunk_size, n - start)
-        block = torch.mm(left[start : start + rows], right, out=buffer[:rows])
+
+def _by_tree(
+    queries: Tensor, points: Tensor, count: int, order: NDArray[Any] | None = None, *, same: bool
+) -> Neighbours:
+    # Nodes that are not shrunk to their points take less time to build and none more to search.
+    tree = cKDTree(points.numpy(), compact_nodes=False, leafsize=16)
+    ranks = list(range(1, count + 1 + same))
+    # In the tree's own order a query finds the way of the last one in the cache.
+    order = tree.indices if same else order
+    if order is None:
+        distance, index = tree.query(queries.numpy(), ranks, workers=torch.get_num_threads())
+    else:
+        distance, index = np.empty((len(queries), len(ranks))), np.empty((len(queries), len(ranks)), dtype=np.int64)
+        distance[order], index[order] = tree.query(queries.numpy()[order], ranks, workers=torch.get_num_threads())
+    if not same:
+        return Neighbours(torch.from_numpy(distance), torch.from_numpy(index))
+    found = Neighbours(torch.from_numpy(distance[:, 1:]), torch.from_numpy(index[:, 1:]), order)
+    # A point's own distance 0 comes first, unless others repeat it.
+    misplaced = (index[:, 0] != np.arange(len(index))).nonzero()[0]
+    for row in misplaced:
+        others = index[row] != row
+        if others.all():  # the point itself was crowded out by its repeats
+            others[-1] = False
+        found.distance[row] = torch.from_numpy(distance[row][others])
+        found.index[row] = torch.from_numpy(index[row][others])
+    return found
+
+
+def by_blocks(queries: Tensor, points: Tensor, count: int, *, same: bool, chunk_size: int | None = None) -> Neighbours:
+    """Brute force in blocks of rows; see `nearest`."""
+    n = queries.shape[0]
+    # A common unit keeps squares from overflowing; a power of two rounds nothing.
+    unit = 2.0 ** math.frexp(max(float(queries.abs().max()), float(points.abs().max())))[1]
+    left, right = queries / unit, points / unit
+    distance = queries.new_empty(n, count)
+    index = torch.empty(n, count, dtype=torch.long, device=queries.device)
+    rows = torch.arange(n, device=queries.device)
+    for dtype in (torch.float32, torch.float64):
+        search = _Product(right, count, dtype, same=same)
+        rest = []
+        for part in rows.split(chunk_size or search.chunk_size()):
+            distance[part], index[part], complete = search(left[part], part)
+            rest.append(part[~complete])
+        rows = torch.cat(rest)
+        if not len(rows):
+            break
+    for part in rows.split(max(1, (chunk_size or 64) // 8)):
+        # Points that are close together compared with the size of the whole sample.
+        exact = torch.cdist(left[part], right, compute_mode="donot_use_mm_for_euclid_dist")
         if same:
-            own = torch.arange(rows, device=block.device)
-            block[own, start + own] = math.inf
-        minima = block.view(rows, width, groups).amin(1)
-        near = minima.topk(min(candidates, groups), largest=False, sorted=False).indices
-        columns = (near.unsqueeze(2) + strides).view(rows, -1)
-        best = block.gather(1, columns).topk(candidates, largest=False, sorted=False).indices
+            exact[torch.arange(len(part), device=exact.device), part] = math.inf
+        distance[part], index[part] = exact.topk(count, largest=False)
+    return Neighbours(distance * unit, index)
+
+
+class _Product:
+    """Search by |b|^2 - 2 a.b, which orders points b around a fixed a like their squared distance does.
+
+    That is one matrix product, but it cancels for near neighbours. So a few candidates more than
+    needed are kept, and their distances are taken again from the differences.
+    """
+
+    def __init__(self, points: Tensor, count: int, dtype: torch.dtype, *, same: bool) -> None:
+        m, dim = points.shape
+        self.centre = points.mean(0)  # keeps the expanded squares small
+        centred = points - self.centre
+        self.points, self.count, self.same, self.dtype = points, count, same, dtype
+        self.candidates = min(count + SLACK, m - same)
+        # A full sort or selection over m columns costs far more than the product. Instead take the
+        # minimum of each of `groups` strided groups of columns: the c smallest entries of a row lie
+        # in the c groups with the smallest minima, so only these are searched.
+        self.width = max(1, math.isqrt(m // self.candidates))
+        self.groups = -(-m // self.width)
+        self.right = points.new_zeros(dim + 1, self.width * self.groups, dtype=dtype)
+        self.right[:dim, :m] = (-2.0 * centred).T
+        squares = centred.square().sum(1)
+        self.right[dim, :m] = squares
+        self.right[dim, m:] = math.inf  # padding is nobody's neighbour
+        self.reach = float(squares.max().sqrt())
+        self.strides = torch.arange(self.width, device=points.device) * self.groups
+        self.buffer = points.new_empty(0, dtype=dtype)
+
+    def chunk_size(self) -> int:
+        elements = BLOCK_ELEMENTS_CUDA if self.right.is_cuda else BLOCK_ELEMENTS_CPU
+        return max(1, elements // self.right.shape[1])
+
+    def __call__(self, queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances and indices (r, count) for queries (r, d), and whether each row is proved right (r,)."""
+        centred = queries - self.centre
+        left = torch.cat([centred, centred.new_ones(len(centred), 1)], 1).to(self.dtype)
+        if len(self.buffer) < len(left):
+            # One buffer for all blocks: fresh pages for each cost as much as the product.
+            self.buffer = left.new_empty(len(left), self.right.shape[1])
+        block = torch.mm(left, self.right, out=self.buffer[: len(left)])
+        if self.same:
+            block[torch.arange(len(left), device=block.device), own] = math.inf
+        minima = block.view(len(left), self.width, self.groups).amin(1)
+        near = minima.topk(min(self.candidates, self.groups), largest=False, sorted=False).indices
+        columns = (near.unsqueeze(2) + self.strides).view(len(left), -1)
+        score, best = block.gather(1, columns).topk(self.candidates, largest=False, sorted=False)
         columns = columns.gather(1, best)
-        difference = points[columns] - queries[start : start + rows].unsqueeze(1)
-        exact = torch.linalg.vector_norm(difference, dim=2)
-        distances.append(exact.topk(count, largest=False, sorted=True).values)
-    return torch.cat(distances)
+        difference = self.points[columns] - queries.unsqueeze(1)
+        distance, order = torch.linalg.vector_norm(difference, dim=2).topk(self.count, largest=False, sorted=True)
+        index = columns.gather(1, order)
+        if self.candidates == len(self.points) - self.same:
+            return distance, index, torch.ones_like(own, dtype=torch.bool)
+        # Rounding of inputs and of a product of d + 1 terms (Higham 2002, eq. 3.5). No point that
+        # was left out has a score below the largest of the candidates' by more than twice this.
+        length = torch.linalg.vector_norm(centred, dim=1)
+        error = (queries.shape[1] + 6) * torch.finfo(self.dtype).eps * self.reach * (self.reach + 2.0 * length)
+        bound = score.amax(1).double() + length.square() - error
+        return distance, index, distance[:, -1].square() <= bound
