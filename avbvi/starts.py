@@ -41,8 +41,9 @@ def laplace_modes(
 ) -> LaplaceModes | None:
     """Optimise from all points at once and approximate the log-density at each distinct optimum.
 
-    Adam brings all starts near optima, L-BFGS converges them; duplicates are merged. Directions in
-    which the Hessian is not negative get the curvature of the others' median.
+    Adam brings all starts near optima, L-BFGS nearer, Newton steps in whitened coordinates converge
+    them; duplicates are merged. Directions in which the Hessian is not negative get the curvature of
+    the others' median.
 
     Args:
         log_prob: (n, dim) -> (n,), differentiable.
@@ -61,24 +62,30 @@ def laplace_modes(
     keep = torch.isfinite(value) & torch.isfinite(z).all(-1)
     if not bool(keep.any()):
         return None
-    z, value = z[keep], value[keep]
+    z, covariance = _newton(log_prob, z[keep])
+    with torch.no_grad():
+        value = log_prob(z)
     order = value.argsort(descending=True)
-    return _distinct(log_prob, z[order], value[order])
+    return _distinct(z[order], covariance[order], value[order])
 
 
 def _adam(log_prob: LogDensityFunction, z: Tensor, steps: int) -> Tensor:
-    """Adam on all points at once, from steps that suit a point's own scale."""
+    """The best points of Adam's ways from all points at once, with steps that suit a point's own scale."""
     scale = 0.1 * (1.0 + z.abs().amax(-1, keepdim=True))
     offset = torch.zeros_like(z, requires_grad=True)
     optimiser = torch.optim.Adam([offset], lr=1.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    best, highest = z, torch.full_like(z[:, 0], -math.inf)
     for _ in range(steps):
-        loss = -log_prob(z + scale * offset).nan_to_num(0.0, 0.0, 0.0).sum()
-        (gradient,) = torch.autograd.grad(loss, offset)
+        point = z + scale * offset
+        value = log_prob(point)
+        higher = value.detach() > highest  # a way may end where the density is not finite
+        best, highest = torch.where(higher[:, None], point.detach(), best), torch.where(higher, value.detach(), highest)
+        (gradient,) = torch.autograd.grad(-value.nan_to_num(0.0, 0.0, 0.0).sum(), offset)
         offset.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimiser.step()
         schedule.step()
-    return (z + scale * offset).detach()
+    return best
 
 
 def _lbfgs(log_prob: LogDensityFunction, z: Tensor, steps: int) -> Tensor:
@@ -90,9 +97,11 @@ def _lbfgs(log_prob: LogDensityFunction, z: Tensor, steps: int) -> Tensor:
     )
 
     def closure() -> Tensor:
-        loss = -log_prob(z + scale * x).sum()
+        value = log_prob(z + scale * x)
+        # Where the density is not finite the line search has to turn back: it can't use NaN.
+        loss = -torch.where(torch.isfinite(value), value, -1e10).sum()
         (gradient,) = torch.autograd.grad(loss, x)
-        x.grad = gradient
+        x.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         return loss
 
     optimiser.step(closure)
@@ -103,39 +112,101 @@ def _lbfgs(log_prob: LogDensityFunction, z: Tensor, steps: int) -> Tensor:
     return torch.where(worse[:, None], z, result)
 
 
-def _distinct(log_prob: LogDensityFunction, z: Tensor, value: Tensor, most: int = 32) -> LaplaceModes:
+def _newton(log_prob: LogDensityFunction, z: Tensor, *, steps: int = 20) -> tuple[Tensor, Tensor]:
+    """Newton's method from all points (n, dim) at once: optima (n, dim) and Laplace covariances (n, dim, dim).
+
+    Each point has coordinates of its own, z + factor u, that are whitened anew at every step. Of a nearly
+    degenerate posterior (a regression on a covariate far from zero) the Hessian in the given
+    coordinates is a small difference of large numbers, which float32 loses; in whitened ones it is
+    near the identity. Curvature of the wrong sign is used by its size, so that saddle points repel
+    (Dauphin et al. 2014), and a step is halved until it climbs.
+    """
+    n, dim = z.shape
+    factor = torch.eye(dim).to(z).expand(n, dim, dim)
+    rounding = torch.finfo(z.dtype).eps ** 0.75
+    white = False
+    for _ in range(steps):
+        gradient, hessian = _derivatives(log_prob, z, factor)
+        curvature, vectors = _eigen(-hessian)
+        # What is lost in rounding is stretched until it can be seen.
+        precision = curvature.abs().clamp_min(1e-14)
+        precision = torch.maximum(precision, rounding * precision.amax(-1, keepdim=True))
+        slope = (vectors.mT @ gradient.double().nan_to_num(0.0, 0.0, 0.0)[:, :, None])[:, :, 0]
+        step = (vectors @ (slope / precision)[:, :, None])[:, :, 0].to(z)
+        converged = white and bool(((slope.square() / precision).sum(-1) < 1e-4).all())
+        white = bool(((precision > 0.5) & (precision < 2.0)).all())
+        if not converged:
+            z = _climb(log_prob, z, (factor @ step[:, :, None])[:, :, 0])
+        factor = factor @ (vectors * precision.rsqrt()[:, None, :]).to(z)
+        if converged:
+            break
+    # At an optimum the curvature in whitened coordinates is 1; along a ridge it stays lost in rounding.
+    curvature, vectors = _eigen(-_derivatives(log_prob, z, factor)[1])
+    whole = (curvature > rounding).all(-1)
+    factor = factor @ (vectors * curvature.clamp_min(rounding).rsqrt()[:, None, :]).to(z)
+    covariance = factor @ factor.mT
+    if not bool(whole.all()):
+        plain = torch.eye(dim).to(z).expand(n, dim, dim)
+        covariance = torch.where(whole[:, None, None], covariance, _covariance(-_derivatives(log_prob, z, plain)[1]))
+    return z, 0.5 * (covariance + covariance.mT)
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n, dim) and eigenvectors (n, dim, dim) in float64."""
+    values, vectors = torch.linalg.eigh(matrix.double().nan_to_num(0.0, 0.0, 0.0))
+    return values, vectors
+
+
+def _covariance(precision: Tensor) -> Tensor:
+    """Inverse of precisions (n, dim, dim) whose eigenvalues, where not positive beyond rounding, are the others'
+    median (1 if there are none)."""
+    values, vectors = _eigen(precision)
+    # Along a ridge the curvature is zero up to rounding, relative to the largest one.
+    floor = (torch.finfo(precision.dtype).eps ** 0.75 * values.abs().amax(-1, keepdim=True)).clamp_min(1e-14)
+    positive = values.where(values > floor, torch.nan)
+    fallback = positive.nanmedian(-1, keepdim=True).values.nan_to_num(1.0)
+    values = values.where(values > floor, fallback)
+    return ((vectors / values[:, None, :]) @ vectors.mT).to(precision)
+
+
+def _derivatives(log_prob: LogDensityFunction, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (n, dim) and Hessian (n, dim, dim) with respect to u at z + factor u, u = 0."""
+    u = torch.zeros_like(z, requires_grad=True)
+    value = log_prob(z + (factor @ u[:, :, None])[:, :, 0])
+    (gradient,) = torch.autograd.grad(value.sum(), u, create_graph=True)
+    if not gradient.requires_grad:  # a density that is linear
+        return gradient, torch.zeros_like(factor)
+    rows = [torch.autograd.grad(gradient[:, i].sum(), u, retain_graph=True)[0] for i in range(z.shape[1])]
+    hessian = torch.stack(rows, 1)
+    return gradient.detach(), 0.5 * (hessian + hessian.mT)
+
+
+@torch.no_grad()
+def _climb(log_prob: LogDensityFunction, z: Tensor, step: Tensor, halvings: int = 8) -> Tensor:
+    """z + step / 2^k (n, dim) with the smallest k for which the density is larger; z where there is none."""
+    value, result = log_prob(z), z
+    waiting = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    for k in range(halvings):
+        trial = z + step * 0.5**k
+        better = waiting & (log_prob(trial) > value)
+        result = torch.where(better[:, None], trial, result)
+        waiting = waiting & ~better
+        if not bool(waiting.any()):
+            break
+    return result
+
+
+def _distinct(z: Tensor, covariance: Tensor, value: Tensor, most: int = 32) -> LaplaceModes:
     """Merge optima that agree to within half a posterior sd, best first, and weight what is left."""
     dim = z.shape[-1]
-    locs: list[Tensor] = []
-    covariances: list[Tensor] = []
-    log_weights: list[Tensor] = []
-    precisions: list[Tensor] = []
-    for point, height in zip(z, value, strict=True):
-        if len(locs) == most:
+    kept: list[int] = []
+    factors = torch.linalg.cholesky_ex(covariance)[0]
+    for i in range(len(z)):
+        if len(kept) == most:
             break
-        if any(float((point - m) @ p @ (point - m)) < 0.25 * dim for m, p in zip(locs, precisions, strict=True)):
-            continue
-        precision = _positive(-_hessian(log_prob, point))
-        covariance = torch.linalg.inv(precision)
-        locs.append(point)
-        precisions.append(precision)
-        covariances.append(0.5 * (covariance + covariance.mT))
-        log_weights.append(height + 0.5 * dim * math.log(2 * math.pi) - 0.5 * torch.logdet(precision))
-    weights = torch.log_softmax(torch.stack(log_weights), 0)
-    return LaplaceModes(torch.stack(locs), torch.stack(covariances), weights)
-
-
-def _hessian(log_prob: LogDensityFunction, point: Tensor) -> Tensor:
-    hessian = torch.autograd.functional.hessian(lambda x: log_prob(x[None])[0], point)
-    return 0.5 * (hessian + hessian.mT)
-
-
-def _positive(matrix: Tensor) -> Tensor:
-    """The matrix with eigenvalues that are not positive beyond rounding replaced by the others' median (1 if none)."""
-    values, vectors = torch.linalg.eigh(matrix.nan_to_num(0.0, 0.0, 0.0))
-    # Along a ridge the curvature is zero up to rounding, relative to the largest one.
-    floor = max(1e-14, torch.finfo(values.dtype).eps ** 0.75 * float(values.abs().max()))
-    positive = values[values > floor]
-    fallback = positive.median() if len(positive) else values.new_ones(())
-    values = torch.where(values > floor, values, fallback)
-    return (vectors * values) @ vectors.mT
+        apart = torch.linalg.solve_triangular(factors[kept], (z[i] - z[kept])[:, :, None], upper=False)
+        if not bool((apart.square().sum((1, 2)) < 0.25 * dim).any()):
+            kept.append(i)
+    log_det = 2.0 * factors[kept].diagonal(dim1=1, dim2=2).log().sum(-1)
+    log_weights = value[kept] + 0.5 * dim * math.log(2 * math.pi) + 0.5 * log_det
+    return LaplaceModes(z[kept], covariance[kept], torch.log_softmax(log_weights, 0))

@@ -110,3 +110,37 @@ def test_starts_outside_the_support_are_left_out() -> None:
 def test_nothing_is_returned_where_nothing_is_finite() -> None:
     assert laplace_modes(lambda z: z.sum(-1) * torch.nan, torch.randn(5, 2)) is None
     assert laplace_modes(lambda z: z.sum(-1) - math.inf, torch.randn(5, 2)) is None
+
+
+def test_a_nearly_degenerate_regression_is_found_in_single_precision() -> None:
+    """A covariate far from zero: the coefficients' correlation is -.9995, and float32 loses the Hessian."""
+    x = 65.0 + 2.0 * torch.randn(1000, dtype=torch.float64)
+    y = 2.5 + 0.025 * x + 0.4 * torch.randn(1000, dtype=torch.float64)
+    design = torch.stack([torch.ones_like(x), x], 1)
+    precision = design.mT @ design / 0.4**2
+    exact = torch.linalg.solve(design.mT @ design, design.mT @ y)
+    covariance = torch.linalg.inv(precision)
+
+    def log_prob(beta: torch.Tensor) -> torch.Tensor:
+        residual = y.float() - beta @ design.mT.float()
+        return -0.5 * (residual / 0.4).square().sum(-1)
+
+    modes = laplace_modes(log_prob, 3.0 * torch.randn(32, 2))
+    assert modes is not None
+    loc, found = modes.moments()
+    sd = covariance.diagonal().sqrt()
+    assert float(((loc - exact) / sd).abs().max()) < 0.05
+    # In all directions: the root of the covariance's ratio to the exact one.
+    ratio = torch.linalg.eigvals(found.double() @ precision).real
+    assert float(ratio.min()) > 0.95
+    assert float(ratio.max()) < 1.05
+
+
+def test_a_line_search_that_leaves_the_finite_numbers_turns_back() -> None:
+    def log_prob(z: torch.Tensor) -> torch.Tensor:
+        inside = (z.abs() < 3.0).all(-1)
+        return torch.where(inside, -0.5 * (z - 2.9).square().sum(-1) / 1e-2, torch.nan)
+
+    modes = laplace_modes(log_prob, torch.rand(16, 2))
+    assert modes is not None
+    torch.testing.assert_close(modes.moments()[0], torch.full((2,), 2.9), atol=1e-3, rtol=0.0)
