@@ -273,7 +273,8 @@ class AdversarialELBO(ELBO):
         share = 0.0
         if guide.part("trunk").is_trainable and timed:
             share = self.schedule.trunk if self.clock is not None else self.schedule.trunk_share_of_steps
-        progress = self.progress(guide)
+        # The time may run out between the caller's look at the clock and this one: the step still belongs to the run.
+        progress = min(self.progress(guide), math.nextafter(1.0, 0.0))
         if guide.is_adversarial or progress >= share:
             done = (progress - share) / (1.0 - share) if timed else 0.0
             beta = self.schedule.beta(done) if timed and share == 0.0 else 1.0

@@ -30,6 +30,7 @@ from avbvi import (
     Schedule,
 )
 from avbvi.guides import ADVERSARIAL, TRUNK
+from avbvi.schedules import Clock
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
 
@@ -688,3 +689,14 @@ def test_gamma_poisson_is_recovered() -> None:
     assert guide.layout is not None
     values, _ = guide.layout.constrain(guide.draw(10_000).z)
     close_in_sd(values["rate"], shape / rate, math.sqrt(shape) / rate)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(trunk=1.0), Schedule(trunk=0.0, polish=0.0)], ids=["trunk", "no polish"])
+def test_a_step_that_begins_as_the_time_runs_out_is_still_done(schedule: Schedule) -> None:
+    model = LogDensity(lambda z: -0.5 * z.square().sum(-1), event_shape=(2,))
+    guide = AVBGuide(model)
+    elbo = AdversarialELBO(num_particles=16, pretrain_steps=0, schedule=schedule)
+    elbo.clock = Clock(1.0, started=-math.inf)  # over
+    assert math.isfinite(elbo.loss_and_grads(model, guide))
+    assert int(guide.step_count) == 1
+    assert bool(guide.is_adversarial) == (schedule.trunk == 0.0)
