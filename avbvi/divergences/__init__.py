@@ -6,6 +6,7 @@ gives for two independent samples of the same law and the same size.
 """
 
 from .alpha import AlphaDivergence, Bhattacharyya, Hellinger, Renyi, Tsallis, knn_alpha_divergence
+from .bounds import density_features, kl_lower_bound
 from .classifiers import classifier_two_sample_test
 from .kernels import MMDTest, energy_distance, mmd2
 from .nearest import (
@@ -26,7 +27,9 @@ __all__ = [
     "Renyi",
     "Tsallis",
     "classifier_two_sample_test",
+    "density_features",
     "energy_distance",
+    "kl_lower_bound",
     "knn_alpha_divergence",
     "knn_cross_entropy",
     "knn_entropy",
