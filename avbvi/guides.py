@@ -23,7 +23,7 @@ from .errors import ModelError
 from .layout import LatentLayout
 from .rng import seeded
 from .samplers import ResidualSampler, Sampler, as_sampler
-from .starts import LaplaceModes, laplace_modes
+from .starts import LaplaceModes, judged_by_draws, laplace_modes
 from .targets import Model, UnconstrainedTarget
 from .trunks import AffineTrunk, FlowTrunk, IdentityTrunk, Trunk, standard_normal_log_prob
 
@@ -237,10 +237,17 @@ class AVBGuide(AutoContinuous):
             with torch.enable_grad(), pyro.validation_enabled(False):
                 # A model that has to be run draw by draw gets fewer starts: the search would take longer than the fit.
                 starting = target.starting_points(points if target.vectorize else points // 8).to(self.anchor)
-                self.modes = laplace_modes(target.log_prob, starting)
+                modes = laplace_modes(target.log_prob, starting)
+            with pyro.validation_enabled(False):
+                draws, log_q = target.broad_draws(1000 if target.vectorize else 80)
+                draws, log_q = draws.to(self.anchor), log_q.to(self.anchor)
+                log_weights = target.log_prob(draws) - log_q
+                self.modes = None if modes is None else judged_by_draws(modes, target.log_prob, log_weights)
             if self.modes is not None:
-                loc, covariance = self.modes.moments()
-                self._place(trunk, loc, covariance)
+                self._place(trunk, *self.modes.moments())
+            elif bool(torch.isfinite(log_weights).any()):
+                inside = draws[torch.isfinite(log_weights)]
+                self._place(trunk, inside.mean(0), torch.cov(inside.mT).reshape(draws.shape[1], draws.shape[1]))
         else:
             assert self.layout is not None
             prior = UnconstrainedTarget(self._own_model[0], self.layout, *self._last_arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,18 @@ class LatentLayout:
             )
             start = stop
         return cls(sites)
+
+    @property
+    def coordinate_names(self) -> list[str]:
+        """Names of the dim unconstrained coordinates: ``mu``, ``eta[3]``, ``weights[0, 2]``."""
+        names = []
+        for site in self.sites:
+            if not site.unconstrained_shape:
+                names.append(site.name)
+                continue
+            indices = itertools.product(*map(range, site.unconstrained_shape))
+            names += [f"{site.name}[{', '.join(map(str, index))}]" for index in indices]
+        return names
 
     def constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """z (n, dim) to values {site: (n, *shape)} and log|det d values / d z| (n,)."""

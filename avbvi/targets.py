@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -23,6 +24,8 @@ from .rng import seeded
 
 Model = Callable[..., Any]
 PARTICLES = "_avbvi_particles"
+#: Largest scale of starting points in the unconstrained coordinates of a constrained site.
+MOST_CONSTRAINED_SCALE = 5.0
 
 
 class LogDensity:
@@ -361,4 +364,26 @@ class UnconstrainedTarget:
             scales = torch.logspace(-2.0, 1.0, n)
         # Every other one at the scale that most users work in; the last one keeps the largest scale.
         scales[n % 2 :: 2] = scales[n % 2 :: 2].clamp_max(3.0)
-        return center + scales[:, None] * torch.randn(n, self.layout.dim)
+        # The logarithm of a positive number, say, is not of the order of 10,000.
+        most = torch.full((self.layout.dim,), math.inf)
+        for site in self.layout.sites:
+            if not _is_real(site.support):
+                most[site.start : site.stop] = MOST_CONSTRAINED_SCALE
+        return center + torch.minimum(scales[:, None], most) * torch.randn(n, self.layout.dim)
+
+    def broad_draws(self, n: int) -> tuple[Tensor, Tensor]:
+        """n draws (n, dim) of the prior, or of N(init, I) for a LogDensity, and their log-density (n,)."""
+        if not isinstance(self.model, LogDensity):
+            z = self.sample_prior(n)
+            return z, self.log_prior(z)
+        center = torch.zeros(self.layout.dim)
+        if self.model.init is not None:
+            center = self.layout.unconstrain({k: v[None] for k, v in self.model.init.items()})[0][0]
+        noise = torch.randn(n, self.layout.dim, dtype=center.dtype, device=center.device)
+        return center + noise, -0.5 * (noise.square().sum(-1) + self.layout.dim * math.log(2 * math.pi))
+
+
+def _is_real(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real

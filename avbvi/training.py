@@ -11,9 +11,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from .devices import moved
 from .diagnostics import judge
 from .elbo import AdversarialELBO
 from .errors import CheckpointError
@@ -94,8 +95,8 @@ def fit(
         steps = DEFAULT_STEPS
     kwargs = dict(model_kwargs or {})
     if device is not None:
-        args = tuple(_moved(a, device) for a in args)
-        kwargs = {k: _moved(v, device) for k, v in kwargs.items()}
+        args = tuple(moved(a, device) for a in args)
+        kwargs = {k: moved(v, device) for k, v in kwargs.items()}
     where: AbstractContextManager[Any] = nullcontext() if device is None else torch.device(device)
     with seeded(seed), where:
         trainer = Trainer(model, args, kwargs, guide or AVBGuide(model), elbo or AdversarialELBO(), lr)
@@ -321,13 +322,3 @@ def _store_name(name: str) -> str:
     """A guide parameter's name as Pyro's store has it: module$$$rest."""
     module, _, rest = name.partition(".")
     return f"{module}$$${rest}" if rest else name
-
-
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, (Tensor, nn.Module)):
-        return value.to(device)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(v, device) for v in value)
-    if isinstance(value, dict):
-        return {k: _moved(v, device) for k, v in value.items()}
-    return value

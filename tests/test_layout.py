@@ -121,3 +121,16 @@ def test_unusable_draws_are_refused(layout: LatentLayout) -> None:
     for name, value in (("tau", -values["tau"]), ("w", 2.0 * values["w"]), ("b", values["b"] * torch.nan)):
         with pytest.raises(ValueError, match=rf"draws\['{name}'\] has values outside the site's support"):
             layout.unconstrain({**values, name: value})
+
+
+def test_coordinates_are_named_by_their_unconstrained_place():
+    def model() -> None:
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", 2):
+            pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+
+    trace = prune_subsample_sites(poutine.trace(model).get_trace())
+    layout = LatentLayout.from_trace(trace)
+    # Three shares that sum to one have two unconstrained coordinates.
+    assert layout.coordinate_names == ["mu", "share[0, 0]", "share[0, 1]", "share[1, 0]", "share[1, 1]"]
+    assert len(layout.coordinate_names) == layout.dim

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from avbvi.starts import LaplaceModes, laplace_modes
+from avbvi.starts import LaplaceModes, importance_bound, judged_by_draws, laplace_modes
 
 
 def points_at_all_scales(dim: int, dtype: torch.dtype = torch.float64, n: int = 32) -> Tensor:
@@ -144,3 +144,42 @@ def test_a_line_search_that_leaves_the_finite_numbers_turns_back() -> None:
     modes = laplace_modes(log_prob, torch.rand(16, 2))
     assert modes is not None
     torch.testing.assert_close(modes.moments()[0], torch.full((2,), 2.9), atol=1e-3, rtol=0.0)
+
+
+def test_a_spike_that_holds_nothing_is_no_place_to_start() -> None:
+    """Neal's funnel has its optimum in the neck, at v = -40, where there is no mass to speak of."""
+
+    def funnel(z: torch.Tensor) -> torch.Tensor:
+        v, rest = z[:, 0], z[:, 1:].square().sum(-1)
+        return -0.5 * ((v / 3.0).square() + rest * (-v).exp() + 9 * v)
+
+    modes = laplace_modes(funnel, 3.0 * torch.randn(32, 10))
+    assert modes is not None
+    draws = torch.randn(1000, 10)
+    log_q = -0.5 * (draws.square().sum(-1) + 10 * math.log(2 * math.pi))
+    assert judged_by_draws(modes, funnel, funnel(draws) - log_q) is None
+
+
+def test_judged_modes_have_the_weights_of_their_evidence() -> None:
+    locs = torch.tensor([[-4.0, 0.0], [4.0, 0.0]])
+    sds, shares = torch.tensor([1.0, 0.5]), torch.tensor([0.7, 0.3])
+
+    def log_prob(z: torch.Tensor) -> torch.Tensor:
+        normal = torch.distributions.Normal(locs, sds[:, None])
+        return torch.logsumexp(normal.log_prob(z[:, None]).sum(-1) + shares.log(), -1)
+
+    modes = laplace_modes(log_prob, 4.0 * torch.randn(32, 2))
+    assert modes is not None
+    wrong = modes._replace(log_weights=torch.tensor([0.5, 0.5]).log())
+    broad = torch.full((1000,), -50.0)  # of draws that miss
+    judged = judged_by_draws(wrong, log_prob, broad)
+    assert judged is not None
+    weight = judged.log_weights.exp()[judged.locs[:, 0].argsort()]
+    torch.testing.assert_close(weight, shares, atol=1e-3, rtol=0.0)
+
+
+def test_the_bound_of_exact_draws_is_the_evidence() -> None:
+    assert importance_bound(torch.full((80,), 2.5)) == pytest.approx(2.5)
+    half = torch.where(torch.arange(1600) < 800, 2.5, -math.inf)
+    assert importance_bound(half) == pytest.approx(2.5 - math.log(2.0))
+    assert importance_bound(torch.full((80,), -math.inf)) == -math.inf

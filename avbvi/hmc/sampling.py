@@ -1,14 +1,274 @@
-"""Hamiltonian Monte Carlo for many chains at once, with one step size and a diagonal mass from the ensemble."""
+"""Hamiltonian Monte Carlo for many chains at once: a run that tunes itself, and a short one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LogDensityFunction = Callable[[Tensor], Tensor]
+from .adaptation import (
+    ChEES,
+    DiagonalMass,
+    DiagonalMetric,
+    DualAveraging,
+    Mass,
+    Metric,
+    Moments,
+    Proposals,
+    harmonic_mean,
+    reasonable_step_size,
+    van_der_corput,
+)
+from .diagnostics import bulk_ess, rank_rhat, tail_ess
+from .kernel import ChainState, Jump, LogDensityFunction, Transition, evaluate, hmc_step
+
+# Shares of the warm-up after which the mass is estimated anew, from the transitions since the last time: often at
+# first, when the chains may still be spreading.
+_MASS_UPDATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75)
+# A chain is stuck if it stands still for this many transitions: at an acceptance of .8 others do once in 1e7 times.
+_STUCK_AFTER = 10
+# More chains than this share would hold down the step size until they move, by the harmonic mean.
+_STUCK_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class HMCRun:
+    """Draws of a run of HMC and how they came about.
+
+    Shapes: draws (chains, draws, dim); log_prob, acceptance (mean over the transitions between kept draws) and
+    diverging (whether one of these diverged) (chains, draws). ``divergences`` counts divergent transitions of single
+    chains after the warm-up. ``trajectory_length`` is step size times leapfrog steps in units of the metric before
+    jitter, ``leapfrog_steps`` their mean number per transition after the warm-up. ``gradient_evaluations`` counts
+    batched ones, warm-up included; ``jump_acceptance`` is NaN without a jump.
+    """
+
+    draws: Tensor
+    log_prob: Tensor
+    acceptance: Tensor
+    diverging: Tensor
+    divergences: int
+    step_size: float
+    trajectory_length: float
+    leapfrog_steps: float
+    gradient_evaluations: int
+    metric: Metric
+    jump_acceptance: float = math.nan
+
+    def rhat(self) -> Tensor:
+        """Rank-normalised split R-hat of each coordinate (dim,); see :func:`~avbvi.hmc.diagnostics.rank_rhat`."""
+        return rank_rhat(self.draws)
+
+    def ess(self) -> Tensor:
+        """Effective number of draws for the centre of each coordinate (dim,), of chains * draws in all."""
+        return bulk_ess(self.draws)
+
+    def tail_ess(self) -> Tensor:
+        """Effective number of draws for the 5 % and 95 % quantiles of each coordinate (dim,)."""
+        return tail_ess(self.draws)
+
+
+@torch.no_grad()
+def run_hmc(
+    log_prob: LogDensityFunction,
+    states: Tensor,
+    *,
+    draws: int,
+    warmup: int = 200,
+    thin: int = 1,
+    mass: Mass | None = None,
+    target_acceptance: float = 0.8,
+    leapfrog_steps: int | None = None,
+    max_leapfrog_steps: int = 128,
+    jump: Jump | None = None,
+    restart_stuck: bool = True,
+    generator: torch.Generator | None = None,
+) -> HMCRun:
+    """Self-tuning HMC with many chains at once.
+
+    The warm-up adapts mass, step size (dual averaging towards the harmonic mean of the chains' acceptance
+    probabilities) and trajectory length (ChEES) to the ensemble; all are frozen after it. All chains share them and
+    the number of leapfrog steps, ceil(u T / step size) with u from a van der Corput sequence. What is common to all
+    chains is known the better the more chains there are: use hundreds, from points spread wider than the target.
+
+    Args:
+        log_prob: (n, dim) -> (n,), differentiable; -inf outside the support.
+        states: starting points (n, dim), float32 or float64, each of positive density.
+        draws: draws kept per chain.
+        warmup: transitions before the first of them, not kept; without any, the starting points' own scale serves.
+        thin: transitions from one kept draw to the next.
+        mass: how the mass is estimated; ``DiagonalMass()`` by default.
+        target_acceptance: (harmonic) mean acceptance probability aimed at.
+        leapfrog_steps: a fixed number of them for all trajectories, without adaptation or jitter of their length.
+        max_leapfrog_steps: the most per trajectory.
+        jump: another transition, to be done after each of HMC.
+        restart_stuck: put chains that do not move for ten transitions of the warm-up (they started in a corner narrower
+            than the common step size) where others are, if they are no more than a tenth.
+        generator: of all random numbers; torch's global one by default.
+
+    Raises:
+        ValueError: an argument out of its range, or a chain that starts where the density is zero or not finite.
+
+    Source: Hoffman, Radul and Sountsov (2021), An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
+    Monte Carlo, AISTATS; Hoffman and Gelman (2014), The No-U-Turn sampler, JMLR 15.
+    """
+    if states.dim() != 2 or not states.is_floating_point() or 0 in states.shape:
+        raise ValueError(f"states must be floating-point of shape (n, dim), found {states.dtype} {tuple(states.shape)}")
+    for name, value, least in (
+        ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1), ("max_leapfrog_steps", max_leapfrog_steps, 1),
+        ("leapfrog_steps", 1 if leapfrog_steps is None else leapfrog_steps, 1),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, found {value}")
+    if not 0.0 < target_acceptance < 1.0:
+        raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
+    sampler = _Sampler(log_prob, states, mass or DiagonalMass(), jump, generator)
+    sampler.fixed_steps, sampler.max_steps = leapfrog_steps, max_leapfrog_steps
+    sampler.warm_up(warmup, target_acceptance, restart_stuck=restart_stuck)
+    return sampler.collect(draws, thin)
+
+
+class _Sampler:
+    """The chains of one run with what they have learned."""
+
+    fixed_steps: int | None
+    max_steps: int
+
+    def __init__(
+        self,
+        log_prob: LogDensityFunction,
+        states: Tensor,
+        mass: Mass,
+        jump: Jump | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.log_prob, self.mass, self.jump, self.generator = log_prob, mass, jump, generator
+        self.state = evaluate(log_prob, states)
+        dead = int((~torch.isfinite(self.state.log_prob)).sum())
+        if dead:
+            raise ValueError(
+                f"states: log_prob is -inf, +inf or NaN at {dead} of {len(states)} starting points; start all chains "
+                "inside the support, where the density is finite"
+            )
+        self.evaluations, self.index = 1, 0
+        self.metric = mass.metric(self._moments(states), states)
+        self.step_size = states.shape[1] ** -0.25
+        self.length = 1.0
+        self.divergences = self.transitions = self.leapfrogs = 0
+
+    def _moments(self, states: Tensor) -> Moments:
+        moments = Moments(states, dense=self.mass.dense)
+        moments.add(states)
+        return moments
+
+    def _try(self, step_size: float) -> float:
+        self.evaluations += 1
+        transition = hmc_step(
+            self.log_prob, self.state, step_size=step_size, leapfrog_steps=1, metric=self.metric,
+            generator=self.generator,
+        )  # fmt: skip
+        return float(harmonic_mean(transition.probability))
+
+    def advance(self) -> tuple[Transition, ChainState, float, Tensor | None]:
+        """One transition (and jump); also the state before it, its jitter, and the jump's acceptance probabilities."""
+        self.index += 1
+        jitter = van_der_corput(self.index)
+        steps = min(max(math.ceil(jitter * self.length / self.step_size), 1), self.max_steps)
+        if self.fixed_steps is not None:
+            steps = self.fixed_steps
+        before = self.state
+        transition = hmc_step(
+            self.log_prob, before, step_size=self.step_size, leapfrog_steps=steps, metric=self.metric,
+            generator=self.generator,
+        )  # fmt: skip
+        self.state = transition.state
+        self.evaluations += steps
+        self.leapfrogs += steps
+        self.transitions += 1
+        jumped = None
+        if self.jump is not None:
+            self.state, jumped = self.jump.step(self.log_prob, self.state, self.generator)
+            self.evaluations += 1
+        return transition, before, steps * self.step_size / self.length, jumped
+
+    def warm_up(self, warmup: int, target: float, *, restart_stuck: bool) -> None:
+        if not warmup:
+            return
+        self.step_size = reasonable_step_size(self._try, self.step_size)
+        averaging, chees = DualAveraging(self.step_size, target), ChEES(self.length)
+        updates = _mass_updates(warmup)
+        moments = Moments(self.state.z, dense=self.mass.dense)
+        moved, checked = torch.zeros_like(self.state.log_prob, dtype=torch.bool), 0
+        for i in range(1, warmup + 1):
+            self.step_size = averaging.step_size
+            transition, before, jitter, _ = self.advance()
+            averaging.update(float(harmonic_mean(transition.probability)))
+            if self.fixed_steps is None:
+                start, end = self.metric.whiten(before.z), self.metric.whiten(transition.proposed)
+                proposals = Proposals(start, end, transition.momentum, transition.probability)
+                # Jitter halves the length on average.
+                chees.update(proposals, jitter, 2.0 * self.max_steps * self.step_size)
+                self.length = chees.length
+            moments.add(self.state.z)
+            moved |= (self.state.z != before.z).any(-1)
+            if self.jump is not None:
+                self.jump.observe(self.state.z)
+            if i in updates:
+                self.metric = self.mass.metric(moments, self.state.z)
+                moments = Moments(self.state.z, dense=self.mass.dense)
+                if self.jump is not None:
+                    self.jump.update()
+                if restart_stuck and i - checked >= _STUCK_AFTER:
+                    self._restart(~moved)
+                    moved, checked = torch.zeros_like(moved), i
+                averaging = DualAveraging(averaging.average, target)
+        self.step_size = averaging.average
+        if self.fixed_steps is None:
+            self.length = chees.average
+
+    def _restart(self, stuck: Tensor) -> None:
+        """Replace the states of stuck chains (n,) by those of others, if they are few: else a mode could be lost."""
+        stuck_index, free = stuck.nonzero().squeeze(1), (~stuck).nonzero().squeeze(1)
+        if 0 < len(stuck_index) <= _STUCK_SHARE * len(stuck):
+            uniform = torch.rand(len(stuck_index), device=free.device, generator=self.generator)
+            source = torch.arange(len(stuck), device=free.device)
+            source[stuck_index] = free[(uniform * len(free)).long().clamp_max(len(free) - 1)]
+            self.state = ChainState(*(x[source] for x in self.state))
+
+    def collect(self, draws: int, thin: int) -> HMCRun:
+        n, dim = self.state.z.shape
+        self.transitions = self.leapfrogs = 0
+        kept = self.state.z.new_empty(n, draws, dim)
+        log_prob, acceptance = self.state.log_prob.new_empty(n, draws), self.state.log_prob.new_zeros(n, draws)
+        diverging = torch.zeros(n, draws, dtype=torch.bool, device=kept.device)
+        divergences = torch.zeros((), dtype=torch.long, device=kept.device)
+        jumps: list[Tensor] = []
+        for i in range(draws):
+            for _ in range(thin):
+                transition, _, _, jumped = self.advance()
+                acceptance[:, i] += transition.probability / thin
+                diverging[:, i] |= transition.divergent
+                divergences += transition.divergent.sum()
+                if jumped is not None:
+                    jumps.append(jumped.mean())
+            kept[:, i], log_prob[:, i] = self.state.z, self.state.log_prob
+        return HMCRun(
+            kept, log_prob, acceptance, diverging, int(divergences), self.step_size, self.length,
+            self.leapfrogs / self.transitions, self.evaluations, self.metric,
+            float(torch.stack(jumps).mean()) if jumps else math.nan,
+        )  # fmt: skip
+
+
+def _mass_updates(warmup: int) -> set[int]:
+    """After which transitions the mass is estimated anew: five at least apart and from the end, for the step size."""
+    updates = [0]
+    for share in _MASS_UPDATES:
+        i = math.ceil(share * warmup)
+        if i - updates[-1] >= 5 and warmup - i >= 5:
+            updates.append(i)
+    return set(updates[1:])
 
 
 class Chains(NamedTuple):
@@ -34,39 +294,18 @@ def short_hmc(
     target invariant. Chains do not cross between separated modes: their weights stay as they are.
 
     Args:
-        log_prob: (n, dim) -> (n,), differentiable.
+        log_prob: (n, dim) -> (n,), differentiable; chains may start where it is -inf.
         states: starting points (n, dim), roughly whitened or at least on a common scale.
         steps: transitions per chain.
         leapfrog_steps: gradient evaluations per transition.
         target_acceptance: mean acceptance probability aimed at.
     """
-    scale = states.std(0).clamp_min(1e-12)
-    step_size = states.new_tensor(0.5 * states.shape[1] ** -0.25)
-    value, gradient = _value_and_gradient(log_prob, states)
-    accepted = torch.zeros(())
+    metric = DiagonalMetric(states.std(0).clamp_min(1e-12))
+    step_size = 0.5 * states.shape[1] ** -0.25
+    state, accepted = evaluate(log_prob, states), 0.0
     for i in range(steps):
-        momentum = torch.randn_like(states)
-        proposal, velocity, new_gradient, new_value = states, momentum, gradient, value
-        for _ in range(leapfrog_steps):
-            velocity = velocity + 0.5 * step_size * scale * new_gradient
-            proposal = proposal + step_size * scale * velocity
-            new_value, new_gradient = _value_and_gradient(log_prob, proposal)
-            velocity = velocity + 0.5 * step_size * scale * new_gradient
-        log_ratio = new_value - value - 0.5 * (velocity.square() - momentum.square()).sum(-1)
-        probability = log_ratio.clamp_max(0.0).exp().nan_to_num(0.0)
-        accept = torch.rand_like(probability) < probability
-        states = torch.where(accept[:, None], proposal, states)
-        gradient = torch.where(accept[:, None], new_gradient, gradient)
-        value = torch.where(accept, new_value, value)
-        accepted = probability.mean()
+        transition = hmc_step(log_prob, state, step_size=step_size, leapfrog_steps=leapfrog_steps, metric=metric)
+        state, accepted = transition.state, float(transition.probability.mean())
         if i < steps // 2:
-            step_size = step_size * torch.exp(0.5 * (accepted - target_acceptance))
-    return Chains(states, float(accepted), float(step_size))
-
-
-def _value_and_gradient(log_prob: LogDensityFunction, states: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf = states.detach().requires_grad_()
-        value = log_prob(leaf)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), gradient
+            step_size *= math.exp(0.5 * (accepted - target_acceptance))
+    return Chains(state.z, accepted, step_size)
