@@ -4,12 +4,14 @@ from .adversaries import Adversary, Hint, Logistic, MLPAdversary, Objective, Res
 from .contrasts import Contrast, GaussianContrast, MixtureContrast, PriorContrast
 from .diagnostics import Verdict
 from .distributions import ImplicitDistribution
-from .divergences import classifier_two_sample_test, knn_kl
+from .divergences import classifier_two_sample_test, kl_lower_bound, knn_kl
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, ModelError, NonFiniteError
 from .estimates import Estimate
 from .guides import AVBGuide
 from .posterior import Posterior, load
+from .reference import HMCPosterior, hmc_posterior
+from .refinement import Refinement
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .targets import LogDensity
@@ -28,6 +30,7 @@ __all__ = [
     "Estimate",
     "FlowTrunk",
     "GaussianContrast",
+    "HMCPosterior",
     "Hint",
     "IdentityTrunk",
     "ImplicitDistribution",
@@ -42,6 +45,7 @@ __all__ = [
     "Objective",
     "Posterior",
     "PriorContrast",
+    "Refinement",
     "ResidualAdversary",
     "ResidualSampler",
     "Sampler",
@@ -50,6 +54,8 @@ __all__ = [
     "Verdict",
     "classifier_two_sample_test",
     "fit",
+    "hmc_posterior",
+    "kl_lower_bound",
     "knn_kl",
     "load",
 ]

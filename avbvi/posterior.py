@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from .estimates import Estimate
 from .export import to_arviz
 from .guides import AVBGuide
 from .parts import Plain, rebuild
+from .predictive import deterministic, log_joint, predictions
+from .refinement import Refinement, refinement
 from .rng import seeded
 from .targets import Model, UnconstrainedTarget
 
@@ -98,30 +100,9 @@ class Posterior:
     @torch.no_grad()
     def sample(self, n: int = 1000) -> dict[str, Tensor]:
         """n draws: {site: (n, *shape)} on the constrained scale, deterministic sites included."""
-        if n < 1:
-            raise ValueError(f"n must be at least 1, found {n}")
+        _check_number(n)
         values, _ = self._layout.constrain(self.guide.draw(n).z)
-        return {**values, **self._deterministic(values, n)}
-
-    def _deterministic(self, values: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-        target = self._target
-        with poutine.block():
-            plain = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
-        shapes = {
-            name: node["value"].shape
-            for name, node in plain.nodes.items()
-            if node["type"] == "sample" and node["infer"].get("_deterministic")
-        }
-        if not shapes:
-            return {}
-        if not target.vectorize:
-            rows = [target.trace({k: v[i : i + 1] for k, v in values.items()}) for i in range(n)]
-            return {
-                name: torch.stack([row.nodes[name]["value"].reshape(shape) for row in rows])
-                for name, shape in shapes.items()
-            }
-        trace = target.trace(values)
-        return {name: _rows(trace.nodes[name]["value"], n, shape) for name, shape in shapes.items()}
+        return {**values, **deterministic(self._target, values)}
 
     @torch.no_grad()
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
@@ -142,74 +123,89 @@ class Posterior:
         """E_q[log p - log q] by n fresh draws; a lower bound of the log-evidence only if ``elbo_is_exact``."""
         return guide_elbo(self.guide, self._target, n)
 
+    def refine(self, steps: int = 40, n: int = 4000) -> Refinement:
+        """Move n draws by some HMC steps: better draws, and a test of the fit, for draws of the posterior stay.
+
+        It sees errors within a mode, not a lost one. See :class:`~avbvi.refinement.Refinement` for what is reported.
+
+        Raises:
+            ValueError: steps is less than 2, or fewer than 10 of the draws have positive density.
+        """
+        _check_number(n)
+        return refinement(self._target, self.guide.draw(n).z, steps=steps)
+
     @torch.no_grad()
     def predict(self, *args: Any, n: int = 1000, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior predictive draws {observed site: (n, *shape)}.
 
         With no arguments the model runs with those of the fit, its observations replaced by draws; other
-        arguments (new covariates, say) are passed on to the model.
+        arguments (new covariates, say) are passed on to the model. Discrete latents that were summed out are drawn:
+        anew for each observation inside a plate, given the fit's observations outside of all plates.
+
+        Raises:
+            ValueError: n is less than 1.
+            ModelError: with these arguments a latent site has another shape than in the fit.
         """
+        _check_number(n)
         target = self._target
-        if args or kwargs:
-            target = target.with_arguments(args, kwargs)
+        at = target.with_arguments(args, kwargs) if args or kwargs else target
         values, _ = self._layout.constrain(self.guide.draw(n).z)
-        free = poutine.uncondition(self.model)
-        with poutine.block():
-            plain = poutine.trace(poutine.condition(free, {k: v[0] for k, v in values.items()}))
-            natural = plain.get_trace(*target.args, **target.kwargs)
-        names = {
-            name: node["value"].shape
-            for name, node in natural.nodes.items()
-            if node["type"] == "sample"
-            and node["infer"].get("was_observed", name not in values)
-            and not node["infer"].get("_deterministic")
-            and node["value"].numel()
-            and type(node["fn"]).__name__ != "_Subsample"
-        }
-        if not target.vectorize:
-            rows = [target.trace({k: v[i : i + 1] for k, v in values.items()}, free) for i in range(n)]
-            return {
-                k: torch.stack([row.nodes[k]["value"].reshape(shape) for row in rows]) for k, shape in names.items()
-            }
-        trace = target.trace(values, free)
-        return {name: _rows(trace.nodes[name]["value"], n, shape) for name, shape in names.items()}
-
-    def to_arviz(self, n: int = 2000, *, predictive: bool = False) -> Any:
-        """Draws, log p and log q as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x), in one chain.
-
-        ESS and R-hat of these independent draws say nothing about the quality of the fit; see ``verdict``.
-        """
-        draws = self.sample(n)
-        log_q = self.log_prob({s.name: draws[s.name] for s in self._layout.sites})
-        return to_arviz(
-            draws,
-            log_q=log_q,
-            log_p=self._log_joint(draws),
-            observed=self._observed(),
-            predictive=self.predict(n=n) if predictive else None,
-            attributes={
-                "verdict": self.verdict.status,
-                "verdict_reasons": "; ".join(self.verdict.reasons),
-                "density": "exact" if self.elbo_is_exact else "learned",
-            },
-        )
+        return predictions(target, values, at)
 
     @torch.no_grad()
-    def _log_joint(self, draws: dict[str, Tensor]) -> Tensor:
-        z, log_det = self._layout.unconstrain(draws)
-        return self._target.log_prob(z) - log_det
+    def to_arviz(
+        self,
+        n: int = 2000,
+        *,
+        log_likelihood: bool | None = None,
+        posterior_predictive: bool | None = None,
+        prior: bool | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+    ) -> Any:
+        """Draws and what follows from them as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x), in one chain.
 
-    def _observed(self) -> dict[str, Tensor]:
-        with poutine.block():
-            trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
-        return {
-            name: node["value"]
-            for name, node in trace.nodes.items()
-            if node["type"] == "sample"
-            and node["is_observed"]
-            and not node["infer"].get("_deterministic")
-            and node["value"].numel()
-        }
+        ESS and R-hat of these independent draws say nothing about the quality of the fit; see ``verdict``.
+
+        Groups: ``posterior`` (n draws, deterministic sites included); ``sample_stats`` (``lp``, the log joint density,
+        and ``log_q``, both (1, n) and in the sites' own coordinates; the attribute ``density`` says whether log q is
+        "exact" or "learned"); ``log_likelihood`` (1, n, *plates), of each observation without weights from
+        ``poutine.scale``; ``posterior_predictive`` at the same draws; ``prior`` and ``prior_predictive`` (factors
+        are ignored); ``observed_data``; ``constant_data``, the tensors and arrays among the model's arguments.
+
+        Args:
+            n: number of draws, of the prior too.
+            log_likelihood, posterior_predictive, prior: whether to have the group (``prior`` stands for
+                ``prior_predictive`` too). ``None``: as far as the model allows. One without observations (a factor
+                is none) or a ``LogDensity`` goes without, silently; a site in a subsampled plate, a discrete latent
+                that several observations share, or a prior that can't be drawn from gives a warning.
+                ``True``: an error instead.
+            coords: dimension -> labels along it.
+            dims: site -> names of all its dimensions. By default a dimension has the name of its plate, unless that
+                is a variable's too or taken by ``dims`` for another length; all others are called as in ArviZ.
+
+        Raises:
+            ValueError: n is less than 1, or ``coords`` or ``dims`` do not fit the sites.
+            ModelError: a group that is ``True`` can't be had.
+        """
+        _check_number(n)
+        target = self._target
+        posterior = self.guide.get_posterior(*self.args, **self.kwargs)
+        draw = posterior.draw((n,))
+        values, log_det = self._layout.constrain(draw.z)
+        verdict = {"verdict": self.verdict.status, "verdict_reasons": "; ".join(self.verdict.reasons)}
+        return to_arviz(
+            target,
+            values,
+            deterministic(target, values),
+            stats={"lp": log_joint(target, draw.z) - log_det, "log_q": posterior.draw_log_prob(draw) - log_det},
+            attributes={**verdict, "density": "exact" if self.elbo_is_exact else "learned"},
+            log_likelihood=log_likelihood,
+            posterior_predictive=posterior_predictive,
+            prior=prior,
+            coords=coords,
+            dims=dims,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a file, atomically; :func:`avbvi.load` reads it again."""
@@ -238,11 +234,9 @@ def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
     return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
 
 
-def _rows(value: Tensor, n: int, shape: torch.Size) -> Tensor:
-    """A site's value from inside the plate over draws, as (n, *shape); constants are repeated."""
-    if value.numel() == n * math.prod(shape):
-        return value.reshape(n, *shape)
-    return value.reshape(-1, *shape)[:1].expand(n, *shape)
+def _check_number(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"n must be at least 1, found {n}")
 
 
 @torch.no_grad()

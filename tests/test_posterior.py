@@ -256,6 +256,36 @@ def test_predict_shares_a_draw_among_its_observations() -> None:
     assert float(torch.corrcoef(y.T)[0, 1]) == pytest.approx(expected, abs=4.5 * (1 - expected**2) / math.sqrt(40_000))
 
 
+def test_predict_uses_deterministic_sites_as_they_are() -> None:
+    """Eight Schools has its observations around a deterministic site in a plate."""
+    guide = AVBGuide(eight_schools.classic_model, trunk=avbvi.AffineTrunk()).setup()
+    posterior = Posterior(eight_schools.classic_model, guide, (), {}, verdict=Verdict("ok", []), run=Run())
+    loc, n = torch.zeros(10), 20_000
+    loc[0] = 100.0  # mu, far from the data; tau is about 1, eta about 0
+    guide.part("trunk").start(loc, 1e-4 * torch.eye(10))
+    assert set(posterior.predict(n=5)) == {"y"}
+    y = posterior.predict(n=n)["y"]
+    assert y.shape == (n, 8)
+    sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    assert bool(((y.mean(0) - 100.0).abs() < 4.5 * sigma / math.sqrt(n)).all())
+    assert bool(((y.var(0) / sigma**2 - 1.0).abs() < 4.5 * math.sqrt(2.0 / n)).all())
+
+
+def by_group(y: Tensor) -> None:
+    with pyro.plate("groups", len(y)):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def test_predict_refuses_what_it_can_not_do() -> None:
+    with pytest.raises(ValueError, match="n must be at least 1, found 0"):
+        placed(torch.zeros(2), torch.eye(2)).predict(n=0)
+    guide = AVBGuide(by_group, trunk=avbvi.AffineTrunk()).setup(Y)
+    posterior = Posterior(by_group, guide, (Y,), {}, verdict=Verdict("ok", []), run=Run())
+    with pytest.raises(avbvi.ModelError, match=r"'level' has shape \(3,\) with these arguments and \(12,\) in the fit"):
+        posterior.predict(Y[:3], n=10)
+
+
 # -- files ------------------------------------------------------------------------------------------------------
 
 
