@@ -1,53 +1,70 @@
-"""Inference methods behind one interface, each with the settings that a user would give it."""
+"""All methods by name: avbvi's own, the AVB paper's recipe, and the rivals."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import pyro
-import torch
-from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoGuide, AutoIAFNormal, AutoMultivariateNormal, AutoNormal
-from torch import Tensor
+from pyro.infer.autoguide import (
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 
 import avbvi
-from avbvi.starts import laplace_modes
-from avbvi.targets import UnconstrainedTarget
+from avbvi.reference import constrained
+from avbvi.rng import seeded
+from avbvi.targets import Model
+from avbvi.training import Trainer
+from benchmarks.fitting import Fitted, Method, Recorder
+from benchmarks.problems import Draws, Problem
+from benchmarks.rivals import chains, families, guides, numpyro_rivals
 
-Draws = dict[str, Tensor]
+#: Files of avbvi that its fits depend on.
+AVB_SOURCES = tuple(
+    f"avbvi/{name}.py"
+    for name in (
+        *("adversarial", "adversaries", "contrasts", "diagnostics", "distributions", "elbo", "guides", "layout"),
+        *("parts", "samplers", "schedules", "starts", "targets", "training", "trunks"),
+    )
+)
+MakeGuide = Callable[[Model], avbvi.AVBGuide]
 
 
-@dataclass
-class Fitted:
-    """What a method returns: a function for draws, and figures for the record."""
+class _WatchedTrainer(Trainer):
+    """A training run that is looked at along the way."""
 
-    sample: Callable[[int], Draws]
-    seconds: float
-    elbo: avbvi.Estimate
-    #: Whether log q is exact, so that log Z - elbo is the KL divergence.
-    exact: bool
-    figures: dict[str, Any] = field(default_factory=dict)
+    recorder: Recorder
 
+    def step(self) -> float:
+        loss = super().step()
+        spent = self.recorder.look(int(self.guide.step_count), self._sample)
+        if self.elbo.clock is not None:
+            self.elbo.clock.started += spent
+        return loss
 
-Method = Callable[[Callable[..., Any], int, float], Fitted]
+    def _sample(self, n: int) -> Draws:
+        target = self.guide.target(*self.args, **self.kwargs)
+        assert target is not None
+        return constrained(target, self.guide.draw(n).z)
 
 
 def avb(
-    model: Callable[..., Any],
+    problem: Problem,
     seed: int,
     minutes: float,
+    snapshots: Sequence[float],
     *,
-    guide: Callable[[Callable[..., Any]], avbvi.AVBGuide] = avbvi.AVBGuide,
+    guide: MakeGuide = avbvi.AVBGuide,
     elbo: Callable[[], avbvi.AdversarialELBO] = avbvi.AdversarialELBO,
     lr: float = 2e-3,
 ) -> Fitted:
     """``avbvi.fit`` with a guide and a loss of choice."""
-    posterior = avbvi.fit(model, guide=guide(model), elbo=elbo(), lr=lr, seed=seed, minutes=minutes, progress=False)
+    recorder = Recorder(problem, snapshots)
+    posterior = _posterior(problem, seed, minutes, guide, elbo, lr, recorder, bool(snapshots))
+    seconds = posterior.run.seconds - recorder.spent
     stages = posterior.run.history["stage"]
     figures: dict[str, Any] = {
         "verdict": posterior.verdict.status,
@@ -59,10 +76,45 @@ def avb(
     for name in ("k_hat", "log_evidence", "stage_difference", "stage_difference_stderr", "stage_classifier_excess"):
         if name in posterior.verdict.figures:
             figures[name] = posterior.verdict.figures[name]
-    return Fitted(posterior.sample, posterior.run.seconds, posterior.elbo(50_000), posterior.elbo_is_exact, figures)
+    return Fitted(
+        posterior.sample,
+        seconds,
+        posterior.elbo(50_000),
+        posterior.elbo_is_exact,
+        figures,
+        recorder.last(seconds, posterior.run.steps, posterior.sample),
+    )
 
 
-def paper_guide(model: Callable[..., Any], contrast: avbvi.Contrast | None = None) -> avbvi.AVBGuide:
+def _posterior(
+    problem: Problem,
+    seed: int,
+    minutes: float,
+    guide: MakeGuide,
+    elbo: Callable[[], avbvi.AdversarialELBO],
+    lr: float,
+    recorder: Recorder,
+    watched: bool,
+) -> avbvi.Posterior:
+    made, loss = guide(problem.model), elbo()
+    if not watched:
+        return avbvi.fit(
+            problem.model, *problem.args, guide=made, elbo=loss, lr=lr, seed=seed, minutes=minutes, progress=False
+        )
+    # What avbvi.fit does, with a trainer that can be watched.
+    with seeded(seed):
+        trainer = _WatchedTrainer(problem.model, problem.args, {}, made, loss, lr)
+        trainer.recorder = recorder
+        trainer.run.seed = seed
+        return trainer.train(None, minutes, progress=False, checkpoint=None)
+
+
+def affine_guide(model: Model) -> avbvi.AVBGuide:
+    """The default guide with whitening instead of a flow: the adversary has all the work."""
+    return avbvi.AVBGuide(model, trunk=avbvi.AffineTrunk())
+
+
+def paper_guide(model: Model, contrast: avbvi.Contrast | None = None) -> avbvi.AVBGuide:
     """The networks of the AVB paper for Eight Schools (its authors' public notebook), adaptive contrast by default."""
     return avbvi.AVBGuide(
         model,
@@ -73,6 +125,11 @@ def paper_guide(model: Callable[..., Any], contrast: avbvi.Contrast | None = Non
     )
 
 
+def prior_contrast_guide(model: Model) -> avbvi.AVBGuide:
+    """The paper's networks with the model's prior as contrast (Algorithm 1)."""
+    return paper_guide(model, avbvi.PriorContrast())
+
+
 def paper_elbo() -> avbvi.AdversarialELBO:
     """The loss of the paper's recipe: batches of 512, two adversary steps at 2e-4, nothing scheduled."""
     plain = avbvi.Schedule(trunk=0.0, anneal=0.0, polish=0.0, decay=False)
@@ -81,116 +138,82 @@ def paper_elbo() -> avbvi.AdversarialELBO:
     )
 
 
-def autoguide(
-    model: Callable[..., Any], seed: int, minutes: float, *, make: Callable[..., AutoGuide], lr: float
-) -> Fitted:
-    """One of Pyro's guides by SVI: 64 vectorised particles, Adam, cosine decay of the rate over the time given."""
-    started = time.monotonic()
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    guide = make(model)
-    clock = avbvi.schedules.Clock(60.0 * minutes)
-    schedule = avbvi.Schedule()
-    optimiser = pyro.optim.PyroOptim(
-        partial(avbvi.schedules.ScheduledAdam, factor=lambda: schedule.factor(clock.progress()), betas=(0.9, 0.999)),
-        {"lr": lr},
-    )
-    svi = SVI(model, guide, optimiser, loss=Trace_ELBO(num_particles=64, vectorize_particles=True))
-    steps = 0
-    with pyro.validation_enabled(False):
-        while clock.progress() < 1.0:
-            svi.step()
-            steps += 1
-    seconds = time.monotonic() - started
-    judge = Trace_ELBO(num_particles=2500, vectorize_particles=True)
-    with torch.no_grad():
-        terms = torch.tensor([-judge.loss(model, guide) for _ in range(20)])
-    elbo = avbvi.Estimate(float(terms.mean()), float(terms.std() / math.sqrt(20)))
-
-    def sample(n: int) -> Draws:
-        with torch.no_grad():
-            draws = Predictive(guide, num_samples=n, parallel=True)()
-        return {
-            name: value.squeeze(1) if value.dim() == 2 else value for name, value in draws.items() if name[0] != "_"
-        }
-
-    return Fitted(sample, seconds, elbo, True, {"steps": steps})
+def trunk_elbo() -> avbvi.AdversarialELBO:
+    """The default loss with all of the run given to the trunk."""
+    return avbvi.AdversarialELBO(schedule=avbvi.Schedule(trunk=1.0))
 
 
-def gaussian_mixture(
-    model: Callable[..., Any], seed: int, minutes: float, *, components: int = 4, lr: float = 1e-2, particles: int = 64
-) -> Fitted:
-    """Full-covariance Gaussian mixture by the plain ELBO: draws stratified by component, path gradient, Adam.
-
-    It starts from multi-start Laplace, components shared out over the modes and jittered.
-    """
-    started = time.monotonic()
-    pyro.set_rng_seed(seed)
-    target = _target(model)
-    modes = laplace_modes(target.log_prob, target.starting_points(32))
-    assert modes is not None
-    index = torch.arange(components) % len(modes.locs)
-    tril = torch.linalg.cholesky(modes.covariances[index])
-    locs = (
-        modes.locs[index] + 0.5 * (tril @ torch.randn(components, target.layout.dim, 1)).squeeze(-1)
-    ).requires_grad_()
-    lower = torch.tril(tril, -1).clone().requires_grad_()
-    log_diagonal = tril.diagonal(dim1=1, dim2=2).log().clone().requires_grad_()
-    logits = torch.zeros(components, requires_grad=True)
-    parameters = [locs, lower, log_diagonal, logits]
-
-    def mixture(*values: Tensor) -> torch.distributions.MixtureSameFamily:
-        scale_tril = torch.tril(values[1], -1) + torch.diag_embed(values[2].exp())
-        gaussians = torch.distributions.MultivariateNormal(values[0], scale_tril=scale_tril, validate_args=False)
-        weights = torch.distributions.Categorical(logits=values[3], validate_args=False)
-        return torch.distributions.MixtureSameFamily(weights, gaussians, validate_args=False)
-
-    clock, schedule, steps = avbvi.schedules.Clock(60.0 * minutes), avbvi.Schedule(), 0
-    optimiser = avbvi.schedules.ScheduledAdam(
-        parameters, lr=lr, betas=(0.9, 0.999), factor=lambda: schedule.factor(clock.progress())
-    )
-    with pyro.validation_enabled(False):
-        while clock.progress() < 1.0:
-            z = mixture(*parameters).component_distribution.rsample((particles,)).transpose(0, 1)
-            flat = z.reshape(-1, z.shape[-1])
-            log_q = mixture(*[p.detach() for p in parameters]).log_prob(flat)
-            terms = (target.log_prob(flat) - log_q).reshape(components, particles).mean(1)
-            loss = -(logits.softmax(0) * terms).sum()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            steps += 1
-    seconds = time.monotonic() - started
-    final = mixture(*[p.detach() for p in parameters])
-    z = final.sample((50_000,))
-    terms = (target.log_prob(z) - final.log_prob(z)).double()
-    elbo = avbvi.Estimate(float(terms.mean()), float(terms.std() / math.sqrt(50_000)))
-    return Fitted(lambda n: target.layout.constrain(final.sample((n,)))[0], seconds, elbo, True, {"steps": steps})
+paper = partial(avb, guide=paper_guide, elbo=paper_elbo, lr=1e-4)
 
 
-def _target(model: Callable[..., Any]) -> UnconstrainedTarget:
-    guide = avbvi.AVBGuide(model).setup()
-    target = guide.target()
-    assert target is not None
-    return target
-
-
-def paper_long(model: Callable[..., Any], seed: int, minutes: float) -> Fitted:
+def paper_long(problem: Problem, seed: int, minutes: float, snapshots: Sequence[float]) -> Fitted:
     """The paper's recipe for five times as long: its networks are large and its rates small."""
-    return METHODS["paper"](model, seed, 5.0 * minutes)
+    return paper(problem, seed, 5.0 * minutes, snapshots)
 
 
 METHODS: dict[str, Method] = {
-    "default": avb,
-    "avb-pure": partial(avb, guide=lambda model: avbvi.AVBGuide(model, trunk=avbvi.AffineTrunk())),
-    "paper": partial(avb, guide=paper_guide, elbo=paper_elbo, lr=1e-4),
-    "paper-long": paper_long,
-    "paper-prior-contrast": partial(
-        avb, guide=lambda model: paper_guide(model, avbvi.PriorContrast()), elbo=paper_elbo, lr=1e-4
-    ),
-    "trunk-only": partial(avb, elbo=lambda: avbvi.AdversarialELBO(schedule=avbvi.Schedule(trunk=1.0))),
-    "mixture-4": gaussian_mixture,
-    "advi-meanfield": partial(autoguide, make=AutoNormal, lr=1e-2),
-    "advi-fullrank": partial(autoguide, make=AutoMultivariateNormal, lr=1e-2),
-    "iaf": partial(autoguide, make=partial(AutoIAFNormal, hidden_dim=[64, 64], num_transforms=3), lr=5e-3),
+    method.name: method
+    for method in (
+        Method("default", "avbvi default", avb, sources=AVB_SOURCES),
+        Method("avb-pure", "pure AVB (no flow)", partial(avb, guide=affine_guide), sources=AVB_SOURCES),
+        Method("trunk-only", "trunk alone", partial(avb, elbo=trunk_elbo), sources=AVB_SOURCES),
+        Method("paper", "AVB paper, adaptive contrast", paper, sources=AVB_SOURCES),
+        Method("paper-long", "AVB paper, adaptive contrast, 5 minutes", paper_long, sources=AVB_SOURCES),
+        Method(
+            "paper-prior-contrast",
+            "AVB paper, prior contrast",
+            partial(avb, guide=prior_contrast_guide, elbo=paper_elbo, lr=1e-4),
+            sources=AVB_SOURCES,
+        ),
+        Method("mixture-4", "Gaussian mixture, K = 4", families.mixture_4, sources=families.SOURCES),
+        Method(
+            "nsf",
+            "zuko coupling NSF, path gradient",
+            families.nsf,
+            missing=families.zuko_missing,
+            sources=families.SOURCES,
+        ),
+        Method("iaf-stl", "IAF [64, 64] x 3, path gradient", families.iaf_stl, sources=families.SOURCES),
+        Method(
+            "iaf",
+            "Pyro AutoIAFNormal [64, 64] x 3",
+            partial(guides.autoguide, make=partial(AutoIAFNormal, hidden_dim=[64, 64], num_transforms=3), lr=5e-3),
+            sources=guides.SOURCES,
+        ),
+        Method(
+            "advi-fullrank",
+            "ADVI full-rank",
+            partial(guides.autoguide, make=AutoMultivariateNormal, lr=1e-2),
+            sources=guides.SOURCES,
+        ),
+        Method(
+            "advi-lowrank",
+            "ADVI low-rank",
+            partial(guides.autoguide, make=AutoLowRankMultivariateNormal, lr=1e-2),
+            sources=guides.SOURCES,
+        ),
+        Method(
+            "advi-meanfield",
+            "ADVI mean-field",
+            partial(guides.autoguide, make=AutoNormal, lr=1e-2),
+            sources=guides.SOURCES,
+        ),
+        Method("nuts", "Pyro NUTS, 4 x 1000", chains.nuts, timed=False, curves=False, sources=chains.NUTS_SOURCES),
+        Method("hmc", "avbvi batched HMC", chains.hmc, timed=False, curves=False, sources=chains.HMC_SOURCES),
+        Method(
+            "numpyro-iaf",
+            "NumPyro AutoIAFNormal [64, 64] x 3",
+            numpyro_rivals.iaf,
+            curves=False,
+            missing=numpyro_rivals.missing,
+        ),
+        Method(
+            "numpyro-nuts",
+            "NumPyro NUTS, 4 x 1000",
+            numpyro_rivals.nuts,
+            timed=False,
+            curves=False,
+            missing=numpyro_rivals.missing,
+        ),
+    )
 }

@@ -1,0 +1,110 @@
+"""Figures from records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.tables import CONTROLS, LABELS, Row, of, values
+
+#: Okabe and Ito's colours, told apart by colour-blind readers; black and grey are left for references.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C6D31", "#4D4D4D")
+LEAST_KL = 1e-3
+
+
+def methods(records: Sequence[Row], target: str) -> Figure:
+    """One dot per seed: k-NN KL and the classifier's accuracy, methods as rows."""
+    shown = [m for m in LABELS if of(records, target, m)]
+    panels: tuple[tuple[str, str, Callable[[float], float]], ...] = (
+        ("knn_kl_qp", "k-NN KL(q, p), 10,000 draws", lambda v: max(v, LEAST_KL)),
+        ("c2st", "classifier accuracy - 1/2, 50,000 draws", lambda v: max(v - 0.5, LEAST_KL)),
+    )
+    fig = Figure(figsize=(9.0, 0.34 * len(shown) + 1.2), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(1, len(panels), sharey=True)
+    for ax, (key, title, position) in zip(axes, panels, strict=True):
+        for row, method in enumerate(shown):
+            found = values(of(records, target, method), key)
+            color = "0.55" if method in CONTROLS else COLOURS[0]
+            ax.plot([position(v) for v in found], [row] * len(found), "o", color=color, alpha=0.6, markersize=6)
+        ax.set_xscale("log")
+        ax.set_xlim(0.8 * LEAST_KL, None)
+        ax.set_xlabel(title)
+        _plain(ax, "x")
+    axes[0].set_yticks(range(len(shown)), [LABELS[m] for m in shown])
+    axes[0].invert_yaxis()
+    return fig
+
+
+def curves(records: Sequence[Row], target: str, floor: Sequence[float] = ()) -> Figure:
+    """k-NN KL along one run of each method, against iterations and against wall time; values below .001 at .001."""
+    mine = [r for r in records if r["target"] == target and r.get("knn_kl_qp") is not None]
+    shown = [m for m in LABELS if of(mine, target, m)]
+    fig = Figure(figsize=(10.0, 4.6), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, key, title in zip(axes, ("steps", "seconds"), ("iterations", "seconds on one core"), strict=True):
+        for colour, method in zip(COLOURS, shown, strict=False):
+            for seed in sorted({r["seed"] for r in of(mine, target, method)}):
+                rows = sorted((r for r in of(mine, target, method) if r["seed"] == seed), key=lambda r: r["seconds"])
+                rows = [r for r in rows if r[key]]
+                ax.plot(
+                    [r[key] for r in rows],
+                    [max(r["knn_kl_qp"], LEAST_KL) for r in rows],
+                    marker="o",
+                    markersize=3.5,
+                    linewidth=1.4,
+                    color=colour,
+                    label=LABELS[method] if seed == 0 else None,
+                )
+        if floor:
+            ax.axhspan(LEAST_KL, max(*floor, LEAST_KL), color="0.92", zorder=0, label="noise floor (exact draws)")
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel(title)
+        _plain(ax, "both")
+    axes[0].set_ylabel("k-NN KL(q, p), 10,000 draws")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    return fig
+
+
+def board(records: Sequence[Row], key: str, title: str, *, least: float, above: float = 0.0) -> Figure:
+    """One panel per target, methods as rows, a dot per seed; the noise floor as a line."""
+    targets = list(dict.fromkeys(r["target"] for r in records))
+    shown = [m for m in LABELS if m not in CONTROLS and any(r["method"] == m for r in records)]
+    columns = min(3, len(targets))
+    lines = -(-len(targets) // columns)
+    fig = Figure(figsize=(3.4 * columns + 1.4, lines * (0.24 * len(shown) + 0.75)), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(lines, columns, sharey=True, sharex=True, squeeze=False)
+    for ax, target in zip(axes.flat, targets, strict=False):
+        for row, method in enumerate(shown):
+            found = values([r for r in of(records, target, method) if "error" not in r], key)
+            colour = COLOURS[1] if method in ("default", "avb-pure") else COLOURS[0]
+            ax.plot([max(v - above, least) for v in found], [row] * len(found), "o", color=colour, alpha=0.7)
+            if of(records, target, method) and not found:
+                ax.text(least, row, " failed", va="center", fontsize="x-small", color="0.4")
+        floors = values(of(records, target, "floor"), key)
+        if floors:
+            ax.axvline(max(max(floors) - above, least), color="0.6", linestyle=":", linewidth=1.2)
+        ax.set_xscale("log")
+        ax.set_title(target.replace("_", " "), fontsize="small")
+        _plain(ax, "x")
+    for ax in axes.flat[len(targets) :]:
+        ax.set_visible(False)
+    axes[0, 0].set_yticks(range(len(shown)), [LABELS[m] for m in shown])
+    axes[0, 0].tick_params(labelsize="small")
+    axes[0, 0].invert_yaxis()
+    fig.supxlabel(title, fontsize="small")
+    return fig
+
+
+def _plain(ax: Axes, grid: Literal["both", "x", "y"]) -> None:
+    ax.grid(axis=grid, which="major", color="0.9")
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,179 @@
+"""Markdown tables from records: median (range) over seeds, losses and failures included."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.methods import METHODS
+
+Row = dict[str, Any]
+
+CONTROLS = {
+    "floor": "exact draws (noise floor)",
+    "control-scaled": "control: mu scaled by 1.1",
+    "control-modes": "control: modes 60/40",
+}
+LABELS = {
+    **{name: method.label for name, method in METHODS.items()},
+    "hmc-paper": "HMC, 500,000 transitions",
+    **CONTROLS,
+}
+#: key, title, format.
+Column = tuple[str, str, str]
+EIGHT_SCHOOLS: tuple[Column, ...] = (
+    ("knn_kl_qp", "k-NN KL(q, p)", ".3f"),
+    ("knn_kl_pq", "k-NN KL(p, q)", ".3f"),
+    ("kl_exact", "exact KL", ".3f"),
+    ("c2st", "C2ST", ".3f"),
+    ("elbo_error", "ELBO - log Z", "+.3f"),
+    ("p_tau_positive", "P(tau > 0)", ".2f"),
+    ("seconds", "seconds", ".0f"),
+)
+POSTERIORDB: tuple[Column, ...] = (
+    ("mean_error_sd", "largest mean error (sd)", ".3f"),
+    ("sd_ratio_min", "least sd ratio", ".2f"),
+    ("sd_ratio_max", "largest sd ratio", ".2f"),
+    ("knn_kl_qp", "k-NN KL(q, p)", ".3f"),
+    ("knn_kl_pq", "k-NN KL(p, q)", ".3f"),
+    ("sliced_w2", "sliced W2", ".3f"),
+    ("mmd_p_value", "MMD p-value", ".2f"),
+    ("c2st", "C2ST", ".3f"),
+    ("seconds", "seconds", ".0f"),
+)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median with smallest and largest value; "-" for none."""
+    if not values:
+        return "-"
+    middle = format(statistics.median(values), form)
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({format(min(values), form)} to {format(max(values), form)})"
+
+
+def of(records: Sequence[Row], target: str, method: str) -> list[Row]:
+    """The records of a method on a target."""
+    return [r for r in records if r["target"] == target and r["method"] == method]
+
+
+def values(rows: Sequence[Row], key: str) -> list[float]:
+    """Figures that there are."""
+    return [float(r[key]) for r in rows if r.get(key) is not None]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells."""
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def by_method(records: Sequence[Row], target: str, columns: Sequence[Column]) -> str:
+    """A row per method: figures, verdict and stage kept; a failed run says why."""
+    rows = []
+    for method, label in LABELS.items():
+        mine = of(records, target, method)
+        if not mine:
+            continue
+        good = [r for r in mine if "error" not in r]
+        cells = [
+            "-" if method in CONTROLS and key == "seconds" else spread(values(good, key), form)
+            for key, _, form in columns
+        ]
+        keys = [key for key, _, _ in columns]
+        if "elbo_error" in keys and any(r.get("elbo_is_bound") is False for r in good):
+            cells[keys.index("elbo_error")] += " †"
+        rows.append([label, *cells, remarks(mine)])
+    return markdown(["method", *(title for _, title, _ in columns), "remarks"], rows)
+
+
+def remarks(rows: Sequence[Row]) -> str:
+    """Verdicts other than ok, the stage that the default kept, R-hat above 1.01, failures."""
+    said = []
+    kept = [r["stage_kept"] for r in rows if "stage_kept" in r and r["method"] == "default"]
+    said += [f"{kept.count(stage)} x {stage}" for stage in sorted(set(kept))]
+    verdicts = [r["verdict"] for r in rows if r.get("verdict") not in (None, "ok")]
+    said += [f"verdict {verdicts.count(v)} x {v}" for v in sorted(set(verdicts))]
+    rhat = values(rows, "rhat_max")
+    if rhat:
+        said.append(f"R-hat {spread(rhat, '.3f')}")
+    failed = [r["error"] for r in rows if "error" in r]
+    said += [f"failed {failed.count(e)} x: {e}" for e in sorted(set(failed))]
+    return "; ".join(said) or "-"
+
+
+def stages(records: Sequence[Row], target: str) -> str:
+    """A row per seed: the default fit and which stage it kept beside the trunk alone."""
+    known = {(r["method"], r["seed"]): r for r in records if r["target"] == target}
+    rows = []
+    for seed in sorted({seed for method, seed in known if method == "default"}):
+        if ("trunk-only", seed) not in known:
+            continue
+        mine, trunk = known["default", seed], known["trunk-only", seed]
+        difference = f"{mine['stage_difference']:.4f} ± {mine['stage_difference_stderr']:.4f}"
+        figures = [f"{r[key]:.3f}" for r in (mine, trunk) for key in ("knn_kl_qp", "c2st")]
+        cells = [*figures[:2], f"{mine['elbo_error']:+.3f}", *figures[2:], f"{trunk['kl_exact']:.3f}"]
+        rows.append([str(seed), mine["stage_kept"], difference, *cells])
+    header = ["seed", "stage kept", "energy distance, adversarial minus trunk", "default: k-NN KL", "C2ST"]
+    return markdown([*header, "ELBO - log Z", "trunk alone: k-NN KL", "C2ST", "exact KL"], rows)
+
+
+def across(records: Sequence[Row], key: str, form: str, *, targets: Sequence[str] = ()) -> str:
+    """One figure: a row per method, a column per target, median over seeds; "failed" where no run was judged."""
+    targets = targets or list(dict.fromkeys(r["target"] for r in records))
+    rows = []
+    for method, label in LABELS.items():
+        cells = []
+        for target in targets:
+            mine = of(records, target, method)
+            found = values([r for r in mine if "error" not in r], key)
+            cells.append(format(statistics.median(found), form) if found else "failed" if mine else "-")
+        if any(cell != "-" for cell in cells):
+            rows.append([label, *cells])
+    return markdown(["method", *(target.replace("_", " ") for target in targets)], rows)
+
+
+ESTIMATORS = {
+    "knn-kl": "k-NN, k = 3",
+    "knn-kl-1": "k-NN, k = 1",
+    "knn-kl-sqrt-n": "k-NN, k = sqrt(n)",
+    "knn-kl-adaptive": "k-NN, adaptive",
+    "kl-bound": "held-out bound",
+}
+
+
+def accuracy(records: Sequence[Row], draws: int) -> str:
+    """A row per case and dimension, a column per estimator: mean ± sd over seeds of the estimates."""
+    mine = [r for r in records if r.get("draws") == draws and r.get("exact") is not None]
+    rows = []
+    for target in dict.fromkeys(r["target"] for r in mine):
+        name, dim, _ = target.split("-")
+        exact = next(r["exact"] for r in mine if r["target"] == target)
+        cells = []
+        for method in ESTIMATORS:
+            found = values(of(mine, target, method), "value")
+            sd = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.3f}{sd}" if found else "-")
+        rows.append([name, dim[1:], f"{exact:.1f}", *cells])
+    return markdown(["q", "dimensions", "exact KL", *ESTIMATORS.values()], rows)
+
+
+def speed(records: Sequence[Row]) -> str:
+    """A row per size and device: seconds (and peak MiB) of each backend, and the ratio to the fastest other."""
+    mine = [r for r in records if r["target"].startswith("speed") and "error" not in r]
+    backends = ("avbvi", "scipy", "scikit-learn", "faiss")
+    rows = []
+    for target, device in dict.fromkeys((r["target"], r["device"]) for r in mine):
+        _, dim, n = target.split("-")
+        found = {r["method"]: r for r in mine if r["target"] == target and r["device"] == device}
+        cells = [
+            f"{found[b]['seconds']:.3g} s ({found[b]['peak_bytes'] / 2**20:.0f} MiB)" if b in found else "-"
+            for b in backends
+        ]
+        others = [found[b]["seconds"] for b in backends[1:] if b in found]
+        ratio = found["avbvi"]["seconds"] / min(others) if others and "avbvi" in found else math.nan
+        rows.append([f"{int(n[1:]):,}", dim[1:], device, *cells, f"{ratio:.2f}" if others else "-"])
+    return markdown(["draws each", "dimensions", "device", *backends, "avbvi / best other"], rows)

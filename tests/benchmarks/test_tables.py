@@ -1,0 +1,92 @@
+"""Tables from records."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks import tables
+
+RECORDS: list[dict[str, Any]] = [
+    {"target": "t", "method": "default", "seed": 0, "knn_kl_qp": 0.01, "c2st": 0.502, "elbo_error": -0.02,
+     "elbo_is_bound": False, "seconds": 60.4, "stage_kept": "adversarial", "stage_difference": -0.002,
+     "stage_difference_stderr": 0.0005, "verdict": "ok"},
+    {"target": "t", "method": "default", "seed": 1, "knn_kl_qp": 0.03, "c2st": None, "elbo_error": -0.04,
+     "elbo_is_bound": True, "seconds": 60.2, "stage_kept": "trunk", "stage_difference": 0.001,
+     "stage_difference_stderr": 0.0005, "verdict": "suspect"},
+    *(
+        {"target": "t", "method": "trunk-only", "seed": s, "knn_kl_qp": 0.02, "c2st": 0.51, "kl_exact": 0.0304,
+         "elbo_error": -0.0304, "elbo_is_bound": True, "seconds": 60.0}
+        for s in (0, 1)
+    ),
+    {"target": "t", "method": "hmc", "seed": 0, "knn_kl_qp": 0.0, "seconds": 2.0, "rhat_max": 1.003},
+    {"target": "t", "method": "nsf", "seed": 0, "seconds": 1.0, "error": "ValueError: lost"},
+    {"target": "u", "method": "default", "seed": 0, "knn_kl_qp": 0.5, "c2st": 0.6, "seconds": 60.0},
+]  # fmt: skip
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_by_method_shows_median_and_range_and_flags_a_learned_elbo() -> None:
+    default, trunk, nsf, hmc = sorted(
+        rows(tables.by_method(RECORDS, "t", tables.EIGHT_SCHOOLS)),
+        key=lambda r: (
+            ["avbvi default", "trunk alone", "zuko coupling NSF, path gradient"].index(r["method"])
+            if r["method"] != "avbvi batched HMC"
+            else 9
+        ),
+    )
+    assert default["k-NN KL(q, p)"] == "0.020 (0.010 to 0.030)"
+    assert default["C2ST"] == "0.502"
+    assert default["ELBO - log Z"] == "-0.030 (-0.040 to -0.020) †"
+    assert default["exact KL"] == "-"
+    assert default["remarks"] == "1 x adversarial; 1 x trunk; verdict 1 x suspect"
+    assert "†" not in trunk["ELBO - log Z"]
+    assert trunk["remarks"] == "-"
+    assert hmc["remarks"] == "R-hat 1.003"
+    assert nsf["k-NN KL(q, p)"] == "-"
+    assert nsf["remarks"] == "failed 1 x: ValueError: lost"
+
+
+def test_stages_stand_beside_the_trunk_alone() -> None:
+    records = [{**r, "c2st": r.get("c2st") or 0.5} for r in RECORDS]
+    row = tables.stages(records, "t").splitlines()[2]
+    expected = ["0", "adversarial", "-0.0020 ± 0.0005", "0.010", "0.502", "-0.020", "0.020", "0.510", "0.030"]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == expected
+
+
+def test_across_has_a_column_per_target_and_shows_failures() -> None:
+    table = {row["method"]: row for row in rows(tables.across(RECORDS, "knn_kl_qp", ".2f"))}
+    assert table["avbvi default"] == {"method": "avbvi default", "t": "0.02", "u": "0.50"}
+    assert table["zuko coupling NSF, path gradient"]["t"] == "failed"
+    assert table["avbvi batched HMC"]["u"] == "-"
+
+
+def test_accuracy_gives_mean_and_spread_beside_the_truth() -> None:
+    records = [
+        {"target": "wide-d2-n10", "method": "knn-kl", "seed": s, "dim": 2, "draws": 10, "exact": 0.5, "value": v}
+        for s, v in enumerate((0.4, 0.6))
+    ]
+    (row,) = rows(tables.accuracy(records, 10))
+    assert row["exact KL"] == "0.5"
+    assert row["k-NN, k = 3"] == "0.500 ± 0.141"
+    assert row["held-out bound"] == "-"
+
+
+def test_speed_compares_with_the_fastest_other() -> None:
+    records = [
+        {"target": "speed-d2-n10000", "method": m, "seed": 0, "device": "cpu", "seconds": s, "peak_bytes": 2**21}
+        for m, s in (("avbvi", 0.5), ("scipy", 0.25), ("faiss", 1.0))
+    ]
+    (row,) = rows(tables.speed(records))
+    assert row["avbvi"] == "0.5 s (2 MiB)"
+    assert row["scikit-learn"] == "-"
+    assert row["avbvi / best other"] == "2.00"
+    assert row["draws each"] == "10,000"
+
+
+@pytest.mark.parametrize(("found", "text"), [([], "-"), ([0.25], "0.2"), ([1.0, 3.0, 2.0], "2.0 (1.0 to 3.0)")])
+def test_spread(found: list[float], text: str) -> None:
+    assert tables.spread(found, ".1f") == text
