@@ -40,8 +40,12 @@ format: $(INSTALLED) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(PEERS_INSTALLED) ## Run the Eight Schools benchmark beside its peers
+bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.eight_schools
+	$(BIN)/python -m benchmarks.toy_densities
+	$(BIN)/python -m benchmarks.posteriordb
+	$(BIN)/python -m benchmarks.divergences --workers 1
+	$(BIN)/python -m benchmarks.marginals
 	$(BIN)/python -m benchmarks.report
 
 .PHONY: clean

@@ -2,7 +2,9 @@
 
 ``python -m benchmarks.divergences [--seeds 5] [--methods M ...] [--targets T ...] [--keep] [--quick]``
 
-Accuracy: targets ``<case>-d<dim>-n<draws>``; bias and spread of each estimator where the divergence is known.
+Accuracy: targets ``<case>-d<dim>-n<draws>``; bias and spread of each estimator where the divergence is known. Cases:
+Gaussians, and ``flow<steps>``: flows fitted to Eight Schools for so many steps, whose exact density gives their KL
+divergence to the posterior (``flow0``: exact draws).
 Speed: targets ``speed-d<dim>-n<draws>``; ``knn_kl`` beside the same figure by SciPy's k-d tree, scikit-learn and
 faiss where installed, one thread each, every measurement in a process of its own. Use ``--workers 1`` for these.
 """
@@ -26,9 +28,12 @@ from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+import avbvi
 from avbvi import Estimate, divergences
 from benchmarks import judging, record, runner
+from benchmarks.problems import EIGHT_SCHOOLS_PAPER
 from benchmarks.runner import Job
+from models import eight_schools
 
 NAME = "divergences"
 DIMENSIONS = (2, 10, 32, 100)
@@ -78,6 +83,20 @@ class Case:
 
 
 CASES = ("equal", "shift", "narrow", "wide")
+FLOWS = ("flow0", "flow4500", "flow1200")
+FLOW_DRAWS = 100_000
+
+
+def flow_draws(steps: int, n: int, seed: int) -> tuple[Tensor, float]:
+    """n draws (n, 10) of a flow fitted to Eight Schools for so many steps, and its exact KL divergence."""
+    problem = EIGHT_SCHOOLS_PAPER
+    if not steps:
+        return problem.exact(n, judging.CONTROL_SEED + seed), 0.0
+    loss = avbvi.AdversarialELBO(schedule=avbvi.Schedule(trunk=1.0))
+    posterior = avbvi.fit(problem.model, elbo=loss, seed=seed, steps=steps, progress=False)
+    torch.manual_seed(seed)
+    assert problem.log_z is not None
+    return problem.matrix(posterior.sample(n)), problem.log_z - posterior.elbo(200_000).value
 
 
 def _sqrt_n(x: Tensor, y: Tensor) -> Estimate:
@@ -88,13 +107,21 @@ def _bound(x: Tensor, y: Tensor) -> Estimate:
     return divergences.kl_lower_bound(x, y)
 
 
+def _bound_with_score(x: Tensor, y: Tensor) -> Estimate:
+    """The bound with what is known of p on Eight Schools."""
+    return divergences.kl_lower_bound(x, y, features=divergences.density_features(eight_schools.log_density))
+
+
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Estimate]] = {
     "knn-kl": divergences.knn_kl,
     "knn-kl-1": partial(divergences.knn_kl, k=1),
     "knn-kl-sqrt-n": _sqrt_n,
     "knn-kl-adaptive": divergences.knn_kl_adaptive,
     "kl-bound": _bound,
+    "kl-bound-score": _bound_with_score,
 }
+GAUSSIAN_ESTIMATORS = ("knn-kl", "knn-kl-1", "knn-kl-sqrt-n", "knn-kl-adaptive", "kl-bound")
+FLOW_ESTIMATORS = ("kl-bound-score", "kl-bound", "knn-kl")
 #: The learned bound takes minutes where the others take seconds.
 MOST_SEEDS = {"kl-bound": 2}
 
@@ -102,17 +129,21 @@ MOST_SEEDS = {"kl-bound": 2}
 def accuracy(job: Job) -> judging.Row:
     """One estimate of a known divergence."""
     name, dim, n = parsed(job.target)
-    case = Case.named(name, dim)
-    x, y = case.draws(n, dim, job.seed)
+    if name in FLOWS:
+        x, exact = flow_draws(int(name.removeprefix("flow")), n, job.seed)
+        y = EIGHT_SCHOOLS_PAPER.exact(n, judging.REFERENCE_SEED + job.seed)
+    else:
+        case = Case.named(name, dim)
+        exact, (x, y) = case.exact, case.draws(n, dim, job.seed)
     started, cpu = time.monotonic(), time.process_time()
     estimate = ESTIMATORS[job.method](x, y)
     return {
         **_row(job, time.monotonic() - started, dim, n),
         "cpu_seconds_with_verdict": time.process_time() - cpu,
-        "exact": case.exact,
+        "exact": exact,
         "value": estimate.value,
         "stderr": estimate.stderr,
-        "error_in_stderr": (estimate.value - case.exact) / estimate.stderr,
+        "error_in_stderr": (estimate.value - exact) / estimate.stderr if estimate.stderr > 0 else None,
     }
 
 
@@ -224,6 +255,7 @@ def missing(job: Job) -> str | None:
 def targets(device: str) -> tuple[str, ...]:
     """Names of all targets."""
     known = tuple(f"{case}-d{dim}-n{n}" for case in CASES for dim in DIMENSIONS for n in DRAWS)
+    known += tuple(f"{flow}-d10-n{FLOW_DRAWS}" for flow in FLOWS)
     return known + tuple(f"speed-d{dim}-n{n}" for dim, n in (SPEED_CUDA if device == "cuda" else SPEED))
 
 
@@ -236,9 +268,10 @@ def jobs(settings: runner.Options, device: str) -> list[Job]:
             methods = [b for b in BACKENDS if (b, dim, n) not in TOO_SLOW and (device == "cpu" or b == "avbvi")]
             chosen += [Job(target, method, 0, settings.minutes) for method in methods]
         else:
+            on_flow = name in FLOWS
             chosen += [
                 Job(target, method, seed, settings.minutes)
-                for method in ESTIMATORS
+                for method in (FLOW_ESTIMATORS if on_flow else GAUSSIAN_ESTIMATORS)
                 for seed in range(min(settings.seeds, MOST_SEEDS.get(method, settings.seeds)))
             ]
     if settings.quick:

@@ -20,7 +20,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 REQUIRED = ("method", "seed", "device", "seconds")
 PACKAGES = (
     *("avbvi", "torch", "pyro-ppl", "arviz", "numpy", "scipy"),
-    *("jax", "numpyro", "scikit-learn", "zuko"),
+    *("faiss-cpu", "jax", "numpyro", "scikit-learn", "zuko"),
 )
 
 Scalar = str | bool | int | float | None

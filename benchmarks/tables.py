@@ -142,23 +142,25 @@ ESTIMATORS = {
     "knn-kl-sqrt-n": "k-NN, k = sqrt(n)",
     "knn-kl-adaptive": "k-NN, adaptive",
     "kl-bound": "held-out bound",
+    "kl-bound-score": "held-out bound, log p and score as features",
 }
 
 
 def accuracy(records: Sequence[Row], draws: int) -> str:
     """A row per case and dimension, a column per estimator: mean ± sd over seeds of the estimates."""
     mine = [r for r in records if r.get("draws") == draws and r.get("exact") is not None]
+    used = [method for method in ESTIMATORS if any(r["method"] == method for r in mine)]
     rows = []
     for target in dict.fromkeys(r["target"] for r in mine):
         name, dim, _ = target.split("-")
-        exact = next(r["exact"] for r in mine if r["target"] == target)
+        exact = statistics.mean(r["exact"] for r in mine if r["target"] == target)
         cells = []
-        for method in ESTIMATORS:
+        for method in used:
             found = values(of(mine, target, method), "value")
             sd = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
             cells.append(f"{statistics.mean(found):.3f}{sd}" if found else "-")
-        rows.append([name, dim[1:], f"{exact:.1f}", *cells])
-    return markdown(["q", "dimensions", "exact KL", *ESTIMATORS.values()], rows)
+        rows.append([name, dim[1:], f"{exact:.3f}", *cells])
+    return markdown(["q", "dimensions", "exact KL", *(ESTIMATORS[method] for method in used)], rows)
 
 
 def speed(records: Sequence[Row]) -> str:

@@ -67,3 +67,15 @@ def test_pyro_svi(tmp_path: Path) -> None:
     printed = run("pyro_svi.py", "--steps", "30", folder=tmp_path)
     assert "final ELBO" in printed
     assert printed.splitlines()[-1].split()[:2] == ["10", "22"]
+
+
+def test_judge(tmp_path: Path) -> None:
+    printed = run("judge.py", "--steps", "30", folder=tmp_path)
+    assert "the draws moved" in printed  # of a fit of 30 steps
+    assert "largest R-hat 1.00" in printed
+    (mine,) = (line for line in printed.splitlines() if line.startswith("avbvi"))
+    (gaussian,) = (line for line in printed.splitlines() if line.startswith("full-rank ADVI"))
+    # KL, its error, accuracy, its error, distance, its error.
+    figures = [[float(word) for word in line[26:].replace("±", "").split()] for line in (mine, gaussian)]
+    assert all(len(row) == 6 and 0.45 < row[2] <= 1.0 for row in figures)
+    assert "elpd_loo" in printed
