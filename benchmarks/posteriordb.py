@@ -82,7 +82,11 @@ def finished(records: list[judging.Row]) -> list[judging.Row]:
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run what is not yet done, save, print the table."""
-    targets = entries()
+    try:
+        targets = entries()
+    except FileNotFoundError as error:
+        print(f"skipped: {error}")
+        return []
     settings = runner.options(
         __doc__, methods=(*BOARD_METHODS, FLOOR), targets=targets, seeds=2, minutes=0.5, arguments=arguments
     )

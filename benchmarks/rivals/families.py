@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 import avbvi
 from avbvi.reference import constrained
-from avbvi.starts import laplace_modes
+from avbvi.starts import judged_by_draws, laplace_modes
 from avbvi.targets import UnconstrainedTarget
 from avbvi.trunks import standard_normal_log_prob
 from benchmarks.fitting import Fitted, Recorder, mean_with_error
@@ -213,6 +213,10 @@ class SplineFlow:
         self.dim, self.particles = target.layout.dim, particles
         self.start, self.scale = torch.zeros(self.dim), torch.eye(self.dim)
         modes = laplace_modes(target.log_prob, target.starting_points(32))
+        with torch.no_grad():
+            broad, log_q = target.broad_draws(1000)
+            log_weights = target.log_prob(broad) - log_q
+            modes = None if modes is None else judged_by_draws(modes, target.log_prob, log_weights)
         if modes is not None:
             self.start, covariance = modes.moments()
             self.scale = torch.linalg.cholesky(covariance)
