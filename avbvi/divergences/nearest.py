@@ -95,7 +95,8 @@ def knn_kl_adaptive(x: Draws, y: Draws, k: int = 1, *, chunk_size: int | None = 
 
     Arguments and errors as in :func:`knn_kl`, but both samples need k + 1 points.
 
-    Source: Wang, Kulkarni and Verdu (2009), section on bias reduction (eq. 25 to 29). No counterpart in ITE.
+    Source: Wang, Kulkarni and Verdu (2009), the estimator with data-dependent k for a smaller bias. ITE has no
+    counterpart.
     """
     q, p = _pair(x, y, k, chunk_size)
     _check_size("y", p, k + 1, k)

@@ -339,3 +339,13 @@ def test_entropy_refuses_bad_input() -> None:
         d.knn_entropy(normal(30, 2, 1).repeat(2, 1))
     with pytest.raises(TypeError, match="k must be an integer"):
         d.knn_entropy(normal(30, 2, 1), k=2.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("judge", [*FAMILY.values(), d.knn_cross_entropy, lambda x, y: d.knn_entropy(x)])
+def test_none_depends_on_autograd(judge: Callable[..., Estimate]) -> None:
+    x, y = normal(300, 3, 1, 0.4).requires_grad_(), normal(300, 3, 2)
+    expected = judge(x, y)
+    with torch.no_grad():
+        assert judge(x, y) == expected
+    with torch.inference_mode():
+        assert judge(x, y) == expected
