@@ -32,7 +32,7 @@ from benchmarks.judging import Row, described
 from benchmarks.problems import Problem
 
 #: A fit that got less of its core than this is measured again.
-LEAST_CPU_SHARE = 0.8
+LEAST_CPU_SHARE = 0.9
 QUICK_MINUTES = 0.05
 
 
