@@ -179,6 +179,14 @@ class _Product:
         # Rounding of inputs and of a product of d + 1 terms (Higham 2002, eq. 3.5). No point that
         # was left out has a score below the largest of the candidates' by more than twice this.
         length = torch.linalg.vector_norm(centred, dim=1)
-        error = (queries.shape[1] + 6) * torch.finfo(self.dtype).eps * self.reach * (self.reach + 2.0 * length)
+        error = (queries.shape[1] + 6) * _product_eps(self.dtype) * self.reach * (self.reach + 2.0 * length)
         bound = score.amax(1).double() + length.square() - error
         return distance, index, distance[:, -1].square() <= bound
+
+
+def _product_eps(dtype: torch.dtype) -> float:
+    """Relative rounding of a matrix product: PyTorch may be told to take fewer bits in float32."""
+    if dtype == torch.float64:
+        return torch.finfo(dtype).eps
+    bits = {"highest": 23, "high": 10, "medium": 7}  # TF32, bfloat16
+    return 2.0 ** -bits[torch.get_float32_matmul_precision()]

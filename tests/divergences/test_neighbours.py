@@ -101,3 +101,19 @@ def test_a_point_is_no_neighbour_of_itself_even_among_its_repeats(dim: int) -> N
         assert not (found.index == torch.arange(60)[:, None]).any()
         distance, _ = sorted_distances(x, x, count, same=True)
         torch.testing.assert_close(found.distance, distance, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_a_lower_precision_of_products_does_no_harm(precision: str) -> None:
+    x = draws(500, 12, 1) * torch.logspace(-2, 1, 12, dtype=torch.float64)
+    distance, index = sorted_distances(x, x, 4, same=True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        eps = neighbours._product_eps(torch.float32)
+        found = by_blocks(x, x, 4, same=True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert eps >= 2.0**-10  # so that nothing is proved that such a product could have got wrong
+    torch.testing.assert_close(found.distance, distance, rtol=1e-12, atol=0.0)
+    assert torch.equal(found.index, index)
