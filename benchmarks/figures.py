@@ -77,7 +77,7 @@ def board(records: Sequence[Row], key: str, title: str, *, least: float, above: 
     """One panel per target, methods as rows, a dot per seed; the noise floor as a line."""
     targets = list(dict.fromkeys(r["target"] for r in records))
     shown = [m for m in LABELS if m not in CONTROLS and any(r["method"] == m for r in records)]
-    columns = min(3, len(targets))
+    columns = min(2 if len(targets) <= 4 else 3, len(targets))
     lines = -(-len(targets) // columns)
     fig = Figure(figsize=(3.4 * columns + 1.4, lines * (0.24 * len(shown) + 0.75)), layout="constrained")
     FigureCanvasAgg(fig)
@@ -98,8 +98,9 @@ def board(records: Sequence[Row], key: str, title: str, *, least: float, above: 
     for ax in axes.flat[len(targets) :]:
         ax.set_visible(False)
     axes[0, 0].set_yticks(range(len(shown)), [LABELS[m] for m in shown])
-    axes[0, 0].tick_params(labelsize="small")
     axes[0, 0].invert_yaxis()
+    for ax in axes.flat:
+        ax.tick_params(labelsize="small")
     fig.supxlabel(title, fontsize="small")
     return fig
 

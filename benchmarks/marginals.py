@@ -21,7 +21,7 @@ from benchmarks.report import IMAGES
 DRAWS = 10_000
 COLUMNS = {
     "default": "avbvi default",
-    "paper-long": "AVB paper, 5 min",
+    "paper-long": "AVB paper",
     "iaf": "IAF",
     "advi-meanfield": "mean-field ADVI",
     "advi-fullrank": "full-rank ADVI",
