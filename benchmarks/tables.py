@@ -122,7 +122,7 @@ def stages(records: Sequence[Row], target: str) -> str:
 
 
 def across(records: Sequence[Row], key: str, form: str, *, targets: Sequence[str] = ()) -> str:
-    """One figure: a row per method, a column per target, median over seeds; "failed" where no run was judged."""
+    """One figure: a row per method, a column per target, median over seeds; "failed" where all runs did."""
     targets = targets or list(dict.fromkeys(r["target"] for r in records))
     rows = []
     for method, label in LABELS.items():
@@ -130,7 +130,8 @@ def across(records: Sequence[Row], key: str, form: str, *, targets: Sequence[str
         for target in targets:
             mine = of(records, target, method)
             found = values([r for r in mine if "error" not in r], key)
-            cells.append(format(statistics.median(found), form) if found else "failed" if mine else "-")
+            failed = bool(mine) and all("error" in r for r in mine)
+            cells.append(format(statistics.median(found), form) if found else "failed" if failed else "-")
         if any(cell != "-" for cell in cells):
             rows.append([label, *cells])
     return markdown(["method", *(target.replace("_", " ") for target in targets)], rows)
