@@ -40,7 +40,7 @@ def knn_kl(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None) -> 
         k: number of the neighbour; small values are the least biased.
         chunk_size: rows of x that are compared with all of the other sample at once where no
             tree is used (d >= 8, or CUDA); memory is about 4 * chunk_size * max(n, m) bytes.
-            By default it is set so that a block stays near 8 MiB (CPU) or 1 GiB (CUDA).
+            By default it is set so that a block stays near 2 MiB (CPU) or 1 GiB (CUDA).
 
     Returns:
         The divergence in nats with its standard error. Distances are evaluated in float64.

@@ -23,8 +23,11 @@ __all__ = ["Neighbours", "nearest"]
 # Above this dimension a k-d tree visits most of its leaves and loses to matrix products.
 TREE_DIMENSIONS = 7
 # Elements of one block of the distance matrix when `chunk_size` is left open.
-BLOCK_ELEMENTS_CPU = 2**21  # 8 MiB: stays in the cache
+# On the CPU what is made of a block has to stay below 128 KiB: larger arrays get fresh pages each time.
+BLOCK_ELEMENTS_CPU = 2**19
 BLOCK_ELEMENTS_CUDA = 2**28
+# Rows that a block has at least: a matrix product of fewer is slow.
+LEAST_ROWS = 10
 # Candidates beyond those asked for: without some slack the proof of completeness fails often.
 SLACK = 4
 
@@ -61,7 +64,7 @@ def nearest(
         count: how many.
         same: queries and points are one sample, and a point is no neighbour of itself.
         chunk_size: rows that are compared with all points at once by brute force (d >= 8, or CUDA);
-            memory is about 4 * chunk_size * m bytes. By default a block stays near 8 MiB (CPU) or
+            memory is about 4 * chunk_size * m bytes. By default a block stays near 2 MiB (CPU) or
             1 GiB (CUDA).
         order: an order of the queries in which each lies near the last, from an earlier search; it
             saves time in a tree and changes nothing else.
@@ -154,7 +157,7 @@ class _Product:
 
     def chunk_size(self) -> int:
         elements = BLOCK_ELEMENTS_CUDA if self.right.is_cuda else BLOCK_ELEMENTS_CPU
-        return max(1, elements // self.right.shape[1])
+        return max(LEAST_ROWS, elements // self.right.shape[1])
 
     def __call__(self, queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distances and indices (r, count) for queries (r, d), and whether each row is proved right (r,)."""
