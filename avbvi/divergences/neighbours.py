@@ -29,7 +29,7 @@ BLOCK_ELEMENTS_CUDA = 2**28
 # Rows that a block has at least: a matrix product of fewer is slow.
 LEAST_ROWS = 10
 # Candidates beyond those asked for: without some slack the proof of completeness fails often.
-SLACK = 4
+SLACK = 2
 
 
 @dataclass(frozen=True)
