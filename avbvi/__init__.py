@@ -16,7 +16,7 @@ from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .targets import LogDensity
 from .training import fit
-from .trunks import AffineTrunk, FlowTrunk, IdentityTrunk, Trunk
+from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ __all__ = [
     "AdversarialELBO",
     "Adversary",
     "AffineTrunk",
+    "BestTrunk",
     "CheckpointError",
     "Contrast",
     "Estimate",
@@ -39,6 +40,7 @@ __all__ = [
     "MLPAdversary",
     "MLPSampler",
     "MixtureContrast",
+    "MixtureTrunk",
     "ModelError",
     "ModuleSampler",
     "NonFiniteError",

@@ -29,7 +29,8 @@ class AdversaryTrainer:
 
     def begin(self, guide: AVBGuide, batch: int, pretrain_steps: int) -> None:
         """Fit the contrast to the sampler from scratch and give the adversary a head start."""
-        guide.part("contrast").reset(guide.draw_base(max(4096, 8 * batch)))
+        guide.part("sampler").begin(guide.part("trunk"))
+        guide.part("contrast").begin(guide.part("trunk"), guide.draw_base(max(4096, 8 * batch)))
         for _ in range(pretrain_steps):
             self.step(guide, batch, 1.0)
 

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .mixtures import component_log_probs, inverse_factors
 from .parts import Part
-from .trunks import standard_normal_log_prob
+from .trunks import Trunk, standard_normal_log_prob
 
 if TYPE_CHECKING:
     from .targets import UnconstrainedTarget
+
+LEAST_COMPONENTS = 4
 
 
 class Contrast(Part):
@@ -30,11 +33,19 @@ class Contrast(Part):
         self.feature_dim = dim
         super().build(dim)
 
+    def build_on(self, trunk: Trunk) -> None:
+        """Create what the contrast needs in the base coordinates of a trunk that is built."""
+        self.build(trunk.base_dim)
+
     def bind(self, target: UnconstrainedTarget | None) -> None:
         """Tell the contrast which target is being fitted; only the prior contrast needs it."""
 
+    def begin(self, trunk: Trunk, draws: Tensor) -> None:
+        """The adversarial stage begins: fit r to the sampler's ``draws`` (n, dim) or take it from the fitted trunk."""
+        self.reset(draws)
+
     def reset(self, draws: Tensor) -> None:
-        """Fit r to ``draws`` (n, dim) from scratch: called once, when the adversarial stage begins."""
+        """Fit r to ``draws`` (n, dim) from scratch."""
         self.update(draws)
 
     def update(self, draws: Tensor) -> None:
@@ -151,8 +162,10 @@ class MixtureContrast(Contrast):
     Each :meth:`update` moves the sufficient statistics towards those of the batch (Cappe and Moulines
     2009, eq. 7): one maximum-likelihood step per iteration, no learning rate to choose.
 
+    Above a mixture trunk it begins as the trunk's own base density.
+
     Args:
-        components: number of Gaussians K.
+        components: number of Gaussians K; by default the trunk's, and at least 4.
         rate: step size of the running statistics.
         jitter: added to each component's variances, relative to the overall variance.
     """
@@ -167,18 +180,23 @@ class MixtureContrast(Contrast):
     center: Tensor
     whitening: Tensor
 
-    def __init__(self, components: int = 4, rate: float = 0.05, jitter: float = 1e-3) -> None:
+    def __init__(self, components: int | None = None, rate: float = 0.05, jitter: float = 1e-3) -> None:
         super().__init__()
-        if components < 1:
+        if components is not None and components < 1:
             raise ValueError(f"components must be at least 1, found {components}")
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"rate must be in (0, 1], found {rate}")
         self.components = components
         self.rate = rate
         self.jitter = jitter
+        self._least = LEAST_COMPONENTS
+
+    def build_on(self, trunk: Trunk) -> None:
+        self._least = max(LEAST_COMPONENTS, len(trunk.gaussians()[0]))
+        super().build_on(trunk)
 
     def _build(self, dim: int) -> None:
-        k = self.components
+        k = self._least if self.components is None else self.components
         self.register_buffer("log_weights", torch.full((k,), -math.log(k)))
         self.register_buffer("locs", torch.zeros(k, dim))
         self.register_buffer("scale_trils", torch.eye(dim).expand(k, dim, dim).clone())
@@ -192,6 +210,23 @@ class MixtureContrast(Contrast):
         self.register_buffer("whitening", torch.eye(dim))
 
     @torch.no_grad()
+    def begin(self, trunk: Trunk, draws: Tensor) -> None:
+        log_weights, locs, scale_trils = (t.to(self.locs) for t in trunk.gaussians())
+        if not 1 < len(locs) == len(self.locs):
+            self.reset(draws)
+            return
+        covariances = scale_trils @ scale_trils.mT + locs[:, :, None] * locs[:, None, :]
+        self.counts.copy_(log_weights.exp())
+        self.first.copy_(self.counts[:, None] * locs)
+        self.second.copy_(self.counts[:, None, None] * covariances)
+        self.log_weights.copy_(log_weights)
+        self.locs.copy_(locs)
+        self.scale_trils.copy_(scale_trils)
+        self._invert()
+        loc = self.first.sum(0)
+        self._set_overall(loc, self.second.sum(0) - loc[:, None] * loc)
+
+    @torch.no_grad()
     def reset(self, draws: Tensor) -> None:
         """Start from overall moments with centres at spread-out draws, then run full expectation-maximisation."""
         loc = draws.mean(0)
@@ -200,7 +235,7 @@ class MixtureContrast(Contrast):
         self.locs.copy_(self._spread(self._standardise(draws), draws))
         self.scale_trils.copy_(self.whitening.expand_as(self.scale_trils))
         self._invert()
-        self.log_weights.fill_(-math.log(self.components))
+        self.log_weights.fill_(-math.log(len(self.locs)))
         for _ in range(20):
             self._expectation_maximisation(draws, 1.0)
 
@@ -208,7 +243,7 @@ class MixtureContrast(Contrast):
         """K draws far from each other (the seeding of k-means++: Arthur and Vassilvitskii 2007)."""
         index = torch.randint(len(draws), (1,), device=draws.device)
         distance = torch.full_like(standard[:, 0], math.inf)
-        for _ in range(self.components - 1):
+        for _ in range(len(self.locs) - 1):
             distance = torch.minimum(distance, (standard - standard[index[-1]]).square().sum(-1))
             index = torch.cat([index, torch.multinomial(distance.clamp_min(1e-12), 1)])
         return draws[index]
@@ -240,8 +275,7 @@ class MixtureContrast(Contrast):
         self._set_overall(overall_loc, overall)
 
     def _invert(self) -> None:
-        identity = torch.eye(self.locs.shape[1]).to(self.locs).expand_as(self.scale_trils)
-        self.inverse_trils.copy_(torch.linalg.solve_triangular(self.scale_trils, identity, upper=False))
+        self.inverse_trils.copy_(inverse_factors(self.scale_trils))
 
     def _set_overall(self, loc: Tensor, covariance: Tensor) -> None:
         factor, info = torch.linalg.cholesky_ex(covariance)
@@ -249,15 +283,7 @@ class MixtureContrast(Contrast):
         self.whitening.copy_(torch.where(info == 0, factor, self.whitening))
 
     def _component_log_probs(self, e: Tensor) -> Tensor:
-        """log w_k + log N_k(e): (*batch, dim) -> (*batch, K)."""
-        k, dim = self.locs.shape
-        flat = e.reshape(-1, dim)
-        # All components' whitenings in one matrix product: L_k^-1 (e - loc_k).
-        shift = torch.einsum("kij,kj->ki", self.inverse_trils, self.locs).reshape(-1)
-        standard = (flat @ self.inverse_trils.reshape(-1, dim).mT - shift).reshape(-1, k, dim)
-        log_det = self.scale_trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_prob = standard_normal_log_prob(standard) - log_det + self.log_weights
-        return log_prob.reshape(*e.shape[:-1], k)
+        return component_log_probs(e, self.log_weights, self.locs, self.inverse_trils)
 
     def sample(self, n: int) -> Tensor:
         k = torch.multinomial(self.log_weights.exp(), n, replacement=True)

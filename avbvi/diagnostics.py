@@ -12,7 +12,6 @@ from torch import Tensor
 from .divergences import classifier_two_sample_test
 from .estimates import Estimate
 from .hmc import short_hmc
-from .trunks import standard_normal_log_prob
 
 if TYPE_CHECKING:
     from .guides import AVBGuide
@@ -105,16 +104,17 @@ class StageComparison:
 
 @torch.no_grad()
 def trunk_weights(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> tuple[Tensor, Tensor]:
-    """n standard normal base draws (n, dim) and their exact log importance weights log p - log q_trunk (n,)."""
-    base = guide._normal_draws(torch.Size((n,)))
+    """n base draws of the trunk (n, dim) and their exact log importance weights log p - log q_trunk (n,)."""
+    base = guide.trunk_base(torch.Size((n,)))
     return base, trunk_log_weight(guide, target, base)
 
 
 @torch.no_grad()
 def trunk_log_weight(guide: AVBGuide, target: UnconstrainedTarget, base: Tensor) -> Tensor:
-    """log p(G(e)) + log|det dG/de| - log N(e) at base coordinates (n, dim) -> (n,)."""
-    z, log_det = guide.part("trunk")(base)
-    return (target.log_prob(z) + log_det - standard_normal_log_prob(base)).nan_to_num(-math.inf, -math.inf, -math.inf)
+    """log p(G(e)) + log|det dG/de| - log q_base(e) at base coordinates (n, dim) -> (n,)."""
+    trunk = guide.part("trunk")
+    z, log_det = trunk(base)
+    return (target.log_prob(z) + log_det - trunk.base_log_prob(base)).nan_to_num(-math.inf, -math.inf, -math.inf)
 
 
 @torch.no_grad()

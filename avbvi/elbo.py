@@ -25,6 +25,7 @@ from .guides import ADVERSARIAL, TRUNK, AVBGuide
 from .rng import seeded
 from .schedules import Clock, Schedule, ScheduledAdam
 from .targets import Model
+from .trunk_stage import TrunkStage
 
 MOST_SKIPPED_IN_A_ROW = 50
 WARM_UP_STEPS = 100
@@ -39,7 +40,8 @@ class AdversarialELBO(ELBO):
 
     With ``steps`` known, a trainable trunk is fitted first by the plain ELBO and then frozen, the target
     is annealed, learning rates decay, and after the last step the better of trunk and adversarial
-    stage is kept (:func:`~avbvi.diagnostics.choose_stage`). Without, a default guide gets an affine
+    stage is kept (:func:`~avbvi.diagnostics.choose_stage`). Where the trunk alone is close enough to the
+    posterior it is trained to the end (:class:`~avbvi.Schedule`). Without, a default guide gets an affine
     trunk and there are no stages.
 
     Args:
@@ -273,6 +275,8 @@ class AdversarialELBO(ELBO):
         share = 0.0
         if guide.part("trunk").is_trainable and timed:
             share = self.schedule.trunk if self.clock is not None else self.schedule.trunk_share_of_steps
+            stage = TrunkStage(guide, self.schedule, share, guide.target(), weighted=self._is_direct(guide))
+            share = stage.share
         # The time may run out between the caller's look at the clock and this one: the step still belongs to the run.
         progress = min(self.progress(guide), math.nextafter(1.0, 0.0))
         if guide.is_adversarial or progress >= share:
@@ -285,8 +289,7 @@ class AdversarialELBO(ELBO):
             for _ in range(self.adversary_steps):
                 self._trainer(guide).step(guide, self.adversary_batch, self._adversary_factor)
         else:
-            beta = self.schedule.beta(progress / share)
-            self._factor = self.schedule.factor(progress / share)
+            beta, self._factor = stage.advance(progress)
         guide.step_count += 1
         guide.comparison = None
         return beta

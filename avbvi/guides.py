@@ -25,7 +25,7 @@ from .rng import seeded
 from .samplers import ResidualSampler, Sampler, as_sampler
 from .starts import LaplaceModes, judged_by_draws, laplace_modes
 from .targets import Model, UnconstrainedTarget
-from .trunks import AffineTrunk, FlowTrunk, IdentityTrunk, Trunk, standard_normal_log_prob
+from .trunks import AffineTrunk, BestTrunk, IdentityTrunk, Trunk, standard_normal_log_prob
 
 _names = itertools.count()
 
@@ -45,7 +45,8 @@ class AVBGuide(AutoContinuous):
     Args:
         model: a Pyro model, or a :class:`~avbvi.LogDensity`.
         sampler: noise to base coordinates; any module with a ``noise_dim`` will do.
-        trunk: base coordinates to the latent space; by default a flow, fitted first and then frozen.
+        trunk: base coordinates to the latent space; by default the better of a Gaussian mixture and a flow, fitted
+            first and then frozen.
         contrast: the density that the adversary compares the sampler with.
         adversary: the network that learns log q - log r.
         name: prefix of the guide's entries in Pyro's parameter store; unique by default.
@@ -78,7 +79,7 @@ class AVBGuide(AutoContinuous):
         self._pyro_name = name or self._unique_name()
         self._own_model = (model,)
         self._default_trunk = trunk is None
-        self.trunk = FlowTrunk() if trunk is None else trunk
+        self.trunk = BestTrunk() if trunk is None else trunk
         self.sampler: Sampler = ResidualSampler() if sampler is None else as_sampler(sampler)
         if isinstance(contrast, PriorContrast) and not isinstance(self._modules["trunk"], IdentityTrunk):
             raise ValueError(
@@ -91,6 +92,8 @@ class AVBGuide(AutoContinuous):
         self.register_buffer("step_count", torch.tensor(0))
         self.register_buffer("adversarial_steps", torch.tensor(0))
         self.register_buffer("polishing", torch.tensor(False))
+        self.register_buffer("trunk_decided", torch.tensor(False))
+        self.register_buffer("trunk_suffices", torch.tensor(False))
         self.register_buffer("skipped_steps", torch.tensor(0))
         self.register_buffer("started", torch.tensor(False))
         self.register_buffer("anchor", torch.zeros(()))
@@ -166,7 +169,7 @@ class AVBGuide(AutoContinuous):
         trunk = self.part("trunk")
         trunk.build(self.layout.dim)
         for role in ("sampler", "contrast"):
-            self.part(role).build(trunk.base_dim)
+            self.part(role).build_on(trunk)
         self.part("adversary").build_for(self.part("contrast").feature_dim, trunk.base_dim)
         self.to(device=like.device, dtype=like.dtype)
         trunk.start(like, torch.eye(self.layout.dim, dtype=like.dtype, device=like.device))
@@ -244,7 +247,8 @@ class AVBGuide(AutoContinuous):
                 log_weights = target.log_prob(draws) - log_q
                 self.modes = None if modes is None else judged_by_draws(modes, target.log_prob, log_weights)
             if self.modes is not None:
-                self._place(trunk, *self.modes.moments())
+                if self._place(trunk, *self.modes.moments()):
+                    trunk.start_at(self.modes)
             elif bool(torch.isfinite(log_weights).any()):
                 inside = draws[torch.isfinite(log_weights)]
                 self._place(trunk, inside.mean(0), torch.cov(inside.mT).reshape(draws.shape[1], draws.shape[1]))
@@ -255,11 +259,13 @@ class AVBGuide(AutoContinuous):
             self._place(trunk, draws.mean(0), torch.cov(draws.mT).reshape(draws.shape[1], draws.shape[1]))
         self.started.fill_(True)
 
-    def _place(self, trunk: Trunk, loc: Tensor, covariance: Tensor) -> None:
+    def _place(self, trunk: Trunk, loc: Tensor, covariance: Tensor) -> bool:
         ridge = 1e-6 * torch.diag_embed(covariance.diagonal().clamp_min(1e-30))
         factor, info = torch.linalg.cholesky_ex(covariance + ridge)
-        if int(info) == 0 and bool(torch.isfinite(factor).all()) and bool(torch.isfinite(loc).all()):
+        sound = int(info) == 0 and bool(torch.isfinite(factor).all()) and bool(torch.isfinite(loc).all())
+        if sound:
             trunk.start(loc, factor)
+        return sound
 
     _last_arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
@@ -274,7 +280,7 @@ class AVBGuide(AutoContinuous):
 
         # In the adversarial stage the trunk is frozen: its parameters are detached and hidden from SVI.
         trunk = self._frozen_trunk() if self.is_adversarial else self.trunk
-        draw_base = self._sampler_draws(self.sampler) if self.is_adversarial else self._normal_draws
+        draw_base = self._sampler_draws(self.sampler) if self.is_adversarial else self.trunk_base
         return ImplicitDistribution(draw_base, trunk, self.part("trunk").inverse, base_log_prob, self.layout.dim)
 
     def _frozen_trunk(self) -> Any:
@@ -284,8 +290,10 @@ class AVBGuide(AutoContinuous):
             return trunk
         return lambda e: functional_call(trunk, parameters, (e,))
 
-    def _normal_draws(self, shape: torch.Size) -> Tensor:
-        return torch.randn(*shape, self.part("trunk").base_dim, dtype=self.anchor.dtype, device=self.anchor.device)
+    def trunk_base(self, shape: torch.Size) -> Tensor:
+        """Draws of the trunk's own base density, (*shape, base_dim)."""
+        draws: Tensor = self.part("trunk").sample_base(shape, like=self.anchor)
+        return draws
 
     def _sampler_draws(self, sampler: Sampler) -> Any:
         return lambda shape: sampler(sampler.sample_noise(shape, like=self.anchor))
@@ -298,12 +306,13 @@ class AVBGuide(AutoContinuous):
         *,
         log_p: Tensor | None = None,
     ) -> Tensor:
-        """log q in base coordinates: T + log r, or the standard normal in the trunk's stage.
+        """log q in base coordinates: T + log r, or the trunk's own base density in its stage.
 
         ``log_p``, the target's log-density in base coordinates at the draw, spares its evaluation where it is known.
         """
         if not self.is_adversarial:
-            return standard_normal_log_prob(draw.base)
+            own: Tensor = self.part("trunk").base_log_prob(draw.base)
+            return own
         adversary: Adversary = self.part("adversary")
         contrast: Contrast = self.part("contrast")
         log_r = contrast.log_prob(draw.base)
@@ -374,9 +383,17 @@ class AVBGuide(AutoContinuous):
         """
         with self._pyro_context:
             posterior = self.get_posterior(*target.args, **target.kwargs)
-        draw = posterior.draw((n,))
+        weights = None
+        if self.is_adversarial:
+            draw = posterior.draw((n,))
+        else:
+            trunk: Trunk = self.part("trunk")
+            base, weights = trunk.weighted_base(n, like=self.anchor)
+            z, log_det = trunk(base)
+            draw = Draw(z, base, log_det)
         log_p = self.log_p(target, draw)
-        return (self.base_log_prob(draw, target.args, target.kwargs, log_p=log_p) - log_p).mean()
+        terms = self.base_log_prob(draw, target.args, target.kwargs, log_p=log_p) - log_p
+        return terms.mean() if weights is None else (weights * terms).sum()
 
     @torch.no_grad()
     def draw(self, n: int) -> Draw:
@@ -389,7 +406,7 @@ class AVBGuide(AutoContinuous):
     def draw_base(self, n: int) -> Tensor:
         """n draws without gradient, in base coordinates (n, base_dim)."""
         sampler = self.part("sampler")
-        draws = self._sampler_draws(sampler) if self.is_adversarial else self._normal_draws
+        draws = self._sampler_draws(sampler) if self.is_adversarial else self.trunk_base
         base: Tensor = draws(torch.Size((n,)))
         return base
 

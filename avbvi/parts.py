@@ -57,14 +57,24 @@ class Part(nn.Module):
         return Part.registry.get(type(self).__name__) is type(self)
 
     def configuration(self) -> Plain:
-        """Class name and constructor arguments as plain data (numbers, strings, lists)."""
+        """Class name and constructor arguments as plain data (numbers, strings, lists, configurations of parts)."""
         names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
         return {"class": type(self).__name__, "arguments": {n: _plain(getattr(self, n)) for n in names}}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.configuration()
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(v) for v in value]
+    return value
+
+
+def _rebuilt(value: Any) -> Any:
+    if isinstance(value, dict):
+        return rebuild(value)
+    if isinstance(value, list):
+        return tuple(_rebuilt(v) for v in value)
     return value
 
 
@@ -78,7 +88,7 @@ def rebuild(configuration: Plain) -> Part:
     cls = Part.registry.get(str(name))
     if cls is None:
         raise ValueError(f"{name!r} is not a built-in part of avbvi (known: {sorted(Part.registry)})")
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in configuration["arguments"].items()}
+    arguments = {k: _rebuilt(v) for k, v in configuration["arguments"].items()}
     return cls(**arguments)
 
 

@@ -21,12 +21,12 @@ from .export import to_arviz
 from .guides import AVBGuide
 from .parts import Plain, rebuild
 from .predictive import deterministic, log_joint, predictions
-from .refinement import Refinement, refinement
+from .refinement import Refinement, moved_draws, refinement
 from .rng import seeded
 from .targets import Model, UnconstrainedTarget
 
 FORMAT = "avbvi-posterior"
-VERSION = 1
+VERSION = 2
 ROLES = ("trunk", "sampler", "contrast", "adversary")
 
 
@@ -55,6 +55,7 @@ class Posterior:
         verdict: the judgement on the fit.
         run: how the fit came about.
         comparison: trunk against adversarial stage, where there was a choice.
+        hmc_steps: HMC transitions that the draws of :meth:`sample` and what is made of them are moved by; 0 for none.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Posterior:
         verdict: Verdict,
         run: Run,
         comparison: StageComparison | None = None,
+        hmc_steps: int = 0,
     ) -> None:
         self.model = model
         self.guide = guide
@@ -75,6 +77,7 @@ class Posterior:
         self.verdict = verdict
         self.run = run
         self.comparison = comparison
+        self.hmc_steps = hmc_steps
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{s.name}{list(s.shape)}" for s in self._layout.sites)
@@ -98,11 +101,22 @@ class Posterior:
         return not self.guide.is_adversarial
 
     @torch.no_grad()
-    def sample(self, n: int = 1000) -> dict[str, Tensor]:
-        """n draws: {site: (n, *shape)} on the constrained scale, deterministic sites included."""
+    def sample(self, n: int = 1000, *, hmc_steps: int | None = None) -> dict[str, Tensor]:
+        """n draws: {site: (n, *shape)} on the constrained scale, deterministic sites included.
+
+        Where the fit left room for it, draws of the guide are moved by a few HMC transitions (``hmc_steps``, by default
+        the posterior's own; 0 for the guide's draws as they are). These leave the posterior invariant, so that
+        KL(q, p) can only fall; :meth:`log_prob` and :meth:`elbo` are of the guide, before them.
+        """
         _check_number(n)
-        values, _ = self._layout.constrain(self.guide.draw(n).z)
+        values, _ = self._layout.constrain(self._draws(n, hmc_steps))
         return {**values, **deterministic(self._target, values)}
+
+    def _draws(self, n: int, hmc_steps: int | None = None) -> Tensor:
+        steps = self.hmc_steps if hmc_steps is None else hmc_steps
+        if steps < 0:
+            raise ValueError(f"hmc_steps must not be negative, found {steps}")
+        return moved_draws(self.guide, self._target, n, steps) if steps else self.guide.draw(n).z
 
     @torch.no_grad()
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
@@ -149,7 +163,7 @@ class Posterior:
         _check_number(n)
         target = self._target
         at = target.with_arguments(args, kwargs) if args or kwargs else target
-        values, _ = self._layout.constrain(self.guide.draw(n).z)
+        values, _ = self._layout.constrain(self._draws(n))
         return predictions(target, values, at)
 
     @torch.no_grad()
@@ -169,9 +183,10 @@ class Posterior:
 
         Groups: ``posterior`` (n draws, deterministic sites included); ``sample_stats`` (``lp``, the log joint density,
         and ``log_q``, both (1, n) and in the sites' own coordinates; the attribute ``density`` says whether log q is
-        "exact" or "learned"); ``log_likelihood`` (1, n, *plates), of each observation without weights from
-        ``poutine.scale``; ``posterior_predictive`` at the same draws; ``prior`` and ``prior_predictive`` (factors
-        are ignored); ``observed_data``; ``constant_data``, the tensors and arrays among the model's arguments.
+        "exact" or "learned"; draws that were moved by HMC have none); ``log_likelihood`` (1, n, *plates), of each
+        observation without weights from ``poutine.scale``; ``posterior_predictive`` at the same draws; ``prior`` and
+        ``prior_predictive`` (factors are ignored); ``observed_data``; ``constant_data``, the tensors and arrays among
+        the model's arguments.
 
         Args:
             n: number of draws, of the prior too.
@@ -190,16 +205,24 @@ class Posterior:
         """
         _check_number(n)
         target = self._target
-        posterior = self.guide.get_posterior(*self.args, **self.kwargs)
-        draw = posterior.draw((n,))
-        values, log_det = self._layout.constrain(draw.z)
+        density = "exact" if self.elbo_is_exact else "learned"
+        if self.hmc_steps:
+            z, density = self._draws(n), f"none: draws moved by {self.hmc_steps} HMC steps"
+            values, log_det = self._layout.constrain(z)
+            stats = {"lp": log_joint(target, z) - log_det}
+        else:
+            posterior = self.guide.get_posterior(*self.args, **self.kwargs)
+            draw = posterior.draw((n,))
+            values, log_det = self._layout.constrain(draw.z)
+            log_q = posterior.draw_log_prob(draw) - log_det
+            stats = {"lp": log_joint(target, draw.z) - log_det, "log_q": log_q}
         verdict = {"verdict": self.verdict.status, "verdict_reasons": "; ".join(self.verdict.reasons)}
         return to_arviz(
             target,
             values,
             deterministic(target, values),
-            stats={"lp": log_joint(target, draw.z) - log_det, "log_q": posterior.draw_log_prob(draw) - log_det},
-            attributes={**verdict, "density": "exact" if self.elbo_is_exact else "learned"},
+            stats=stats,
+            attributes={**verdict, "density": density},
             log_likelihood=log_likelihood,
             posterior_predictive=posterior_predictive,
             prior=prior,
@@ -222,6 +245,7 @@ class Posterior:
                 "model": {k: p.detach() for k, p in model_parameters(self.model, self.args, self.kwargs).items()},
                 "verdict": self.verdict.to_dict(),
                 "comparison": plain_comparison(self.comparison),
+                "hmc_steps": self.hmc_steps,
                 "run": vars(self.run),
             },
         )
@@ -367,6 +391,7 @@ def load(
         verdict=Verdict(**content["verdict"]),
         run=Run(**content["run"]),
         comparison=read_comparison(content["comparison"]),
+        hmc_steps=content["hmc_steps"],
     )
 
 

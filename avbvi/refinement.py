@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from torch import Tensor
 
 from .estimates import Estimate
-from .hmc import run_hmc
+from .hmc import run_hmc, short_hmc
 from .hmc.adaptation import DenseMass, DiagonalMass
 from .reference import constrained
 from .targets import UnconstrainedTarget
 
+if TYPE_CHECKING:
+    from .guides import AVBGuide
+
 _DENSE_UP_TO = 200
 _MAX_LEAPFROG_STEPS = 64
+_MOST_AT_ONCE = 20_000
 # Share of draws without density above which q is at fault whatever the others do.
 _OUTSIDE_LIMIT = 0.01
 # Correlation of a coordinate before and after, above which the chains are too slow to show much.
@@ -111,6 +116,25 @@ class Refinement:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+@torch.no_grad()
+def moved_draws(guide: AVBGuide, target: UnconstrainedTarget, n: int, steps: int) -> Tensor:
+    """n draws of the guide (n, dim), unconstrained, each moved by HMC transitions that leave the target invariant.
+
+    The chains run in the trunk's base coordinates, where the target is simpler (Hoffman et al. 2019, NeuTra-lizing bad
+    geometry in Hamiltonian Monte Carlo). The step size is adapted in the first half.
+    """
+    trunk = guide.part("trunk")
+
+    def log_prob(e: Tensor) -> Tensor:
+        z, log_det = trunk(e)
+        return (target.log_prob(z) + log_det).nan_to_num(-math.inf, -math.inf, -math.inf)
+
+    with pyro.validation_enabled(False):
+        parts = [short_hmc(log_prob, base, steps=steps).states for base in guide.draw_base(n).split(_MOST_AT_ONCE)]
+    z: Tensor = trunk(torch.cat(parts))[0]
+    return z
 
 
 @torch.no_grad()

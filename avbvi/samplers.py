@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .parts import Part, ResidualNetwork, mlp
+from .trunks import Trunk
 
 LOG_SCALE_LIMIT = 4.0
 
@@ -23,6 +24,13 @@ class Sampler(Part):
     context_dim: int | None = None
     noise_dim: int | None = None
 
+    def build_on(self, trunk: Trunk) -> None:
+        """Create what the sampler needs in the base coordinates of a trunk that is built."""
+        self.build(trunk.base_dim)
+
+    def begin(self, trunk: Trunk) -> None:
+        """The adversarial stage begins: take from the fitted trunk what is of use, the law of its base draws, say."""
+
     def sample_noise(self, shape: torch.Size, *, like: Tensor) -> Tensor:
         """Noise of shape (*shape, noise_dim), standard normal unless overridden, with dtype and device of ``like``."""
         if self.noise_dim is None:
@@ -37,10 +45,10 @@ class Sampler(Part):
 class ResidualSampler(Sampler):
     """A network of one noise vector plus independent noise whose scale that network learns (semi-implicit).
 
-    e = A n + f(n) + exp(s(n)) h m with n and m independent standard normal. It starts as a standard
-    normal in base coordinates, i.e. exactly at its trunk (A^2 + h^2 = 1, f = s = 0). The second noise
-    keeps draws off thin surfaces, which no adversary can see (docs/decisions.md). The noise is wider
-    than the latent space, so there is no density.
+    e = c + L (A n + f(n, c) + exp(s(n, c)) h m) with n and m independent standard normal, c and L the location and
+    Cholesky factor of a Gaussian drawn from the trunk's base density (0 and I unless that is a mixture). It starts
+    exactly at its trunk (A^2 + h^2 = 1, f = s = 0). The second noise keeps draws off thin surfaces, which no
+    adversary can see (docs/decisions.md). The noise is wider than the latent space, so there is no density.
 
     Args:
         hidden: width of the residual blocks.
@@ -48,6 +56,10 @@ class ResidualSampler(Sampler):
         noise_factor: width of n, in units of the latent dimension.
         smoothing: h, the sd of the second noise at the start, in (0, 1).
     """
+
+    log_weights: Tensor
+    locs: Tensor
+    scale_trils: Tensor
 
     def __init__(self, hidden: int = 64, blocks: int = 2, noise_factor: int = 2, smoothing: float = 0.5) -> None:
         super().__init__()
@@ -59,20 +71,52 @@ class ResidualSampler(Sampler):
         self.blocks = blocks
         self.noise_factor = noise_factor
         self.smoothing = smoothing
+        self._places = 1
+
+    def build_on(self, trunk: Trunk) -> None:
+        self._places = len(trunk.gaussians()[0])
+        super().build_on(trunk)
 
     def _build(self, dim: int) -> None:
+        k = self._places
         self.inner_dim = self.noise_factor * dim
-        self.noise_dim = self.inner_dim + dim
-        self.network = ResidualNetwork(self.inner_dim, 2 * dim, hidden=self.hidden, blocks=self.blocks)
+        # The last coordinate of the noise is discrete: which Gaussian.
+        self.noise_dim = self.inner_dim + dim + int(k > 1)
+        seen = self.inner_dim + (dim if k > 1 else 0)
+        self.network = ResidualNetwork(seen, 2 * dim, hidden=self.hidden, blocks=self.blocks)
         self.linear = nn.Linear(self.inner_dim, dim, bias=False)
+        if k > 1:
+            self.register_buffer("log_weights", torch.full((k,), -math.log(k)))
+            self.register_buffer("locs", torch.zeros(k, dim))
+            self.register_buffer("scale_trils", torch.eye(dim).expand(k, dim, dim).clone())
         with torch.no_grad():
             self.linear.weight.copy_(math.sqrt(1.0 - self.smoothing**2) * torch.eye(dim, self.inner_dim))
 
+    @torch.no_grad()
+    def begin(self, trunk: Trunk) -> None:
+        if self._places > 1:
+            for own, fitted in zip((self.log_weights, self.locs, self.scale_trils), trunk.gaussians(), strict=True):
+                own.copy_(fitted)
+
+    def sample_noise(self, shape: torch.Size, *, like: Tensor) -> Tensor:
+        noise = super().sample_noise(shape, like=like)
+        if self._places > 1:
+            k = torch.multinomial(self.log_weights.exp(), math.prod(shape), replacement=True)
+            noise[..., -1] = k.reshape(shape).to(noise)
+        return noise
+
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        inner, outer = noise[..., : self.inner_dim], noise[..., self.inner_dim :]
-        shift, log_scale = self.network(inner).chunk(2, dim=-1)
+        width = self.linear.out_features
+        inner, outer = noise[..., : self.inner_dim], noise[..., self.inner_dim : self.inner_dim + width]
+        seen = inner
+        if self._places > 1:
+            k = noise[..., -1].long()
+            seen = torch.cat([inner, self.locs[k]], -1)
+        shift, log_scale = self.network(seen).chunk(2, dim=-1)
         scale = self.smoothing * log_scale.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT).exp()
         draws: Tensor = self.linear(inner) + shift + scale * outer
+        if self._places > 1:
+            draws = self.locs[k] + torch.einsum("...ij,...j->...i", self.scale_trils[k], draws)
         return draws
 
 

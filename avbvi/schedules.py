@@ -22,6 +22,11 @@ class Schedule:
     Args:
         trunk: share of the run's work in which a trainable trunk is fitted by the plain ELBO, before it is frozen;
             1 fits the trunk alone.
+        race: share of the trunk stage in which the candidates of a :class:`~avbvi.BestTrunk` are fitted in turn,
+            before the best of them is trained on.
+        race_floor: learning rate at the end of a candidate's part of the race, relative to its start.
+        settle: KL(q, p), by the trunk's importance weights, below which one of several candidates needs no rival and no
+            adversarial stage; 0 always runs all.
         anneal: share of the first trained stage in which beta rises from ``beta_start`` to 1; the
             target is beta log p + (1 - beta) log N(0, 2^2 I), the Gaussian in the start's coordinates.
         beta_start: where annealing begins.
@@ -35,7 +40,10 @@ class Schedule:
         ValueError: a share outside [0, 1), or ``beta_start`` outside (0, 1].
     """
 
-    trunk: float = 0.5
+    trunk: float = 0.7
+    race: float = 0.6
+    race_floor: float = 0.5
+    settle: float = 0.03
     anneal: float = 0.3
     beta_start: float = 0.1
     polish: float = 0.07
@@ -46,9 +54,11 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0.0 <= self.trunk <= 1.0:
             raise ValueError(f"Schedule(trunk=...) must be in [0, 1], found {self.trunk}")
-        for name in ("anneal", "polish", "average", "adversary_floor"):
+        for name in ("race", "race_floor", "anneal", "polish", "average", "adversary_floor"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"Schedule({name}=...) must be in [0, 1), found {getattr(self, name)}")
+        if not self.settle >= 0.0:
+            raise ValueError(f"Schedule(settle=...) must not be negative, found {self.settle}")
         if not 0.0 < self.beta_start <= 1.0:
             raise ValueError(f"Schedule(beta_start=...) must be in (0, 1], found {self.beta_start}")
 

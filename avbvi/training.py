@@ -40,6 +40,8 @@ FORMAT = "avbvi-checkpoint"
 DEFAULT_STEPS = 5000
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 30.0
+#: Transitions that the draws of a fit are moved by where the guide left room for them.
+HMC_STEPS = 20
 
 
 def fit(
@@ -230,8 +232,17 @@ class Trainer:
             steps=self.run.steps,
             comparison=comparison,
         )
+        # Close to the posterior nothing is left to mend; a model that runs draw by draw would take too long.
+        hmc_steps = HMC_STEPS if target.vectorize and not bool(self.guide.trunk_suffices) else 0
         return Posterior(
-            self.model, self.guide, self.args, self.kwargs, verdict=verdict, run=self.run, comparison=comparison
+            self.model,
+            self.guide,
+            self.args,
+            self.kwargs,
+            verdict=verdict,
+            run=self.run,
+            comparison=comparison,
+            hmc_steps=hmc_steps,
         )
 
     # -- checkpoints ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -13,13 +14,15 @@ from avbvi.adversaries import Adversary, MLPAdversary
 from avbvi.contrasts import Contrast
 from avbvi.parts import Part, ResidualNetwork, mlp, rebuild
 from avbvi.samplers import ModuleSampler, Sampler
-from avbvi.trunks import FlowTrunk, Trunk
+from avbvi.trunks import FlowTrunk, MixtureTrunk, Trunk
 
 #: Arguments that differ from every default, where a class takes any.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "ResidualSampler": {"hidden": 8, "blocks": 1, "noise_factor": 3, "smoothing": 0.25},
     "MLPSampler": {"hidden": (5, 7), "noise_dim": 4},
+    "BestTrunk": {"candidates": (FlowTrunk(hidden=(6,)), MixtureTrunk(components=3))},
     "FlowTrunk": {"layers": 2, "hidden": (6,)},
+    "MixtureTrunk": {"components": 5},
     "GaussianContrast": {"full": True, "momentum": 0.5, "jitter": 1e-3},
     "MixtureContrast": {"components": 2, "rate": 0.25, "jitter": 1e-2},
     "ResidualAdversary": {"hidden": 9, "blocks": 1, "target_hint": False, "score": False, "slope": 0.2},
@@ -52,7 +55,8 @@ def evaluate(part: Part, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", CONCRETE)
 @pytest.mark.parametrize("other", [False, True], ids=["defaults", "other"])
 def test_a_part_is_made_again_from_its_configuration_and_state(name: str, other: bool) -> None:
-    part = Part.registry[name](**(ARGUMENTS.get(name, {}) if other else {}))
+    # A copy: parts among the arguments are built along with the whole.
+    part = Part.registry[name](**(copy.deepcopy(ARGUMENTS.get(name, {})) if other else {}))
     build(part)
     with torch.no_grad():
         for p in part.parameters():
@@ -67,10 +71,16 @@ def test_a_part_is_made_again_from_its_configuration_and_state(name: str, other:
     assert torch.equal(evaluate(again, x), evaluate(part, x))
 
 
+def plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [plain(v) for v in value]
+    return value.configuration() if isinstance(value, Part) else value
+
+
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_a_configuration_holds_every_argument(name: str) -> None:
     part = Part.registry[name](**ARGUMENTS[name])
-    expected = {k: list(v) if isinstance(v, tuple) else v for k, v in ARGUMENTS[name].items()}
+    expected = {k: plain(v) for k, v in ARGUMENTS[name].items()}
     found = part.configuration()["arguments"]
     assert {k: found[k] for k in expected} == expected
     assert set(found) - set(expected) <= {"transforms"}

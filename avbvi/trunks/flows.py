@@ -1,14 +1,9 @@
-"""Trunks: maps from base coordinates to the latent space whose log-determinant is known.
-
-A guide's draw is z = G(e), with e from a sampler without density. Density ratios do not change under
-G, so the adversary works on e, and log|det dG/de| is exact. The identity gives the paper's AVB, an
-affine trunk whitens, a normalizing flow is "a better contrasting distribution" (AVB, section 7).
-"""
+"""A normalizing flow as trunk."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pyro.distributions.transforms as pyro_transforms
@@ -16,92 +11,9 @@ import torch
 from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 
-from .parts import Part
+from .base import AffineTrunk
 
-LogDensityFunction = Callable[[Tensor], Tensor]
 LOG_SCALE_LIMIT = 4.0
-
-
-def standard_normal_log_prob(e: Tensor) -> Tensor:
-    """log N(e; 0, I) over the last dimension: (*batch, dim) -> (*batch,)."""
-    return -0.5 * (e.square().sum(-1) + e.shape[-1] * math.log(2 * math.pi))
-
-
-class Trunk(Part):
-    """Base class of trunks. ``forward`` and ``inverse`` both return log|det dG/de| in the forward direction.
-
-    The density of a draw is asked through :meth:`log_prob` alone, with the density of the base handed
-    in, so that a trunk that is no bijection (a mixture of maps) can sum over its components there.
-    """
-
-    #: Width of the base coordinates; a trunk may use more coordinates than the latent space has.
-    base_dim: int
-
-    #: Whether the trunk has parameters to be fitted by the plain ELBO before the adversarial stage.
-    is_trainable: bool = False
-
-    def build(self, dim: int) -> None:
-        self.base_dim = dim
-        super().build(dim)
-
-    def start(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """Place the trunk so that standard normal draws get mean ``loc`` (dim,) and covariance ``L L^T`` (dim, dim)."""
-
-    def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Base coordinates (*batch, dim) to z (*batch, dim) and log|det dG/de| (*batch,)."""
-        raise NotImplementedError
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (*batch, dim) to base coordinates (*batch, dim) and log|det dG/de| there (*batch,)."""
-        raise NotImplementedError
-
-    def reference_coordinates(self, z: Tensor) -> Tensor:
-        """z in the coordinates in which the starting point is standard; annealing of log p is done there."""
-        return z
-
-    def log_prob(self, z: Tensor, base_log_prob: LogDensityFunction | None = None) -> Tensor:
-        """Density of G(e) at z (*batch, dim) -> (*batch,), e of density ``base_log_prob`` (else standard normal)."""
-        e, log_det = self.inverse(z)
-        return (base_log_prob or standard_normal_log_prob)(e) - log_det
-
-
-class IdentityTrunk(Trunk):
-    """No trunk: base coordinates are the latent ones (the paper's AVB)."""
-
-    def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        return e, e.new_zeros(e.shape[:-1])
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z, z.new_zeros(z.shape[:-1])
-
-
-class AffineTrunk(Trunk):
-    """z = loc + L e with fixed location and lower-triangular L, set at the start: whitening."""
-
-    loc: Tensor
-    scale_tril: Tensor
-
-    def _build(self, dim: int) -> None:
-        self.register_buffer("loc", torch.zeros(dim))
-        self.register_buffer("scale_tril", torch.eye(dim))
-
-    def start(self, loc: Tensor, scale_tril: Tensor) -> None:
-        if not bool((scale_tril.diagonal() > 0).all()):
-            raise ValueError("scale_tril must have a positive diagonal")
-        self.loc.copy_(loc)
-        self.scale_tril.copy_(scale_tril)
-
-    def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = self.scale_tril.diagonal().log().sum()
-        return self.loc + e @ self.scale_tril.mT, log_det.expand(e.shape[:-1])
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        e = self.reference_coordinates(z)
-        return e, self.scale_tril.diagonal().log().sum().expand(e.shape[:-1])
-
-    def reference_coordinates(self, z: Tensor) -> Tensor:
-        flat = (z - self.loc).reshape(-1, z.shape[-1])
-        return torch.linalg.solve_triangular(self.scale_tril, flat.mT, upper=False).mT.reshape(z.shape)
 
 
 class FlowTrunk(AffineTrunk):

@@ -1,0 +1,124 @@
+"""The first stage of a run: candidates for the trunk are fitted in turn, the best is trained on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from .diagnostics import K_HAT_LIMIT, pareto_smooth, trunk_weights
+from .schedules import Schedule
+from .trunks import BestTrunk, Trunk
+
+if TYPE_CHECKING:
+    from .guides import AVBGuide
+    from .targets import UnconstrainedTarget
+
+DECISION_DRAWS = 8000
+
+
+class TrunkStage:
+    """Where a guide stands in its trunk stage.
+
+    Args:
+        guide: the guide, set up.
+        schedule: division of the run.
+        share: the trunk stage's share of the run, where an adversarial stage follows.
+        target: what the guide approximates; ``None`` where it has no joint density of its own.
+        weighted: whether the loss takes weighted draws; if not, candidates that need them are left out.
+    """
+
+    def __init__(
+        self, guide: AVBGuide, schedule: Schedule, share: float, target: UnconstrainedTarget | None, *, weighted: bool
+    ) -> None:
+        self.guide, self.schedule, self.target = guide, schedule, target
+        self.trunk: Trunk = guide.part("trunk")
+        self.share = 1.0 if bool(guide.trunk_suffices) else share
+        candidates = self.trunk.candidates
+        self.usable = [i for i, t in enumerate(candidates) if weighted or t.is_reparameterised]
+        if not self.usable:
+            raise ValueError(
+                f"trunk={type(candidates[0]).__name__}() is fitted from weighted draws, which this loss does not take; "
+                "use trunk=FlowTrunk(), or AdversarialELBO() around a plain Trace_ELBO with vectorised particles"
+            )
+        self.race = schedule.race * share if target is not None else 0.0
+
+    def advance(self, progress: float) -> tuple[float, float]:
+        """Beta and the learning rate's factor at a point of the run; puts the right candidate in force.
+
+        With several candidates each gets an equal part of the race. It ends early when one is good enough.
+        """
+        if progress >= self.race or len(self.usable) == 1 or bool(self.guide.trunk_decided):
+            if not bool(self.guide.trunk_decided):
+                self._decide()
+            return self._alone(progress)
+        leg, within = divmod(progress / self.race * len(self.usable), 1.0)
+        index = self.usable[int(leg)]
+        if int(leg) and self._active() != index:
+            # The last candidate is done. Good enough? Then the others need not be tried.
+            if self._suffices():
+                self._settle()
+                return self._alone(progress)
+            self._put_in_force(index)
+        elif self._active() != index:
+            self._put_in_force(index)
+        floor = self.schedule.race_floor
+        beta = self.schedule.beta(within) if self.trunk.candidates[index].is_annealed else 1.0
+        return beta, floor + (1.0 - floor) * self.schedule.factor(within)
+
+    def _alone(self, progress: float) -> tuple[float, float]:
+        """The one trunk in force is trained to the end of the stage."""
+        annealed = self.trunk.candidates[self._active()].is_annealed
+        if len(self.usable) == 1 or self.race == 0.0:
+            done = progress / self.share
+            return self.schedule.beta(done) if annealed else 1.0, self.schedule.factor(done)
+        done = max(progress - self.race, 0.0) / (self.share - self.race)
+        return 1.0, self.schedule.race_floor * self.schedule.factor(done)
+
+    def _active(self) -> int:
+        return int(self.trunk.active) if isinstance(self.trunk, BestTrunk) else 0
+
+    def _put_in_force(self, index: int) -> None:
+        for p in self.trunk.parameters():
+            p.grad = None  # gradients of zero would still move the others, by Adam's momentum
+        if isinstance(self.trunk, BestTrunk):
+            self.trunk.choose(index)
+
+    def _decide(self) -> None:
+        """The end of the race: the candidate of the highest exact ELBO stays."""
+        if self.target is None or len(self.usable) == 1:
+            self._put_in_force(self.usable[0])
+        else:
+            elbos = []
+            for index in self.usable:
+                self._put_in_force(index)
+                elbos.append(self._log_weights().mean())
+            best = torch.stack(elbos).nan_to_num(-math.inf).argmax()
+            self._put_in_force(self.usable[int(best)])
+        if len(self.usable) > 1 and self._suffices():
+            self._settle()
+        self.guide.trunk_decided.fill_(True)
+
+    def _settle(self) -> None:
+        self.guide.trunk_suffices.fill_(True)
+        self.guide.trunk_decided.fill_(True)
+        self.share = 1.0
+
+    def _suffices(self) -> bool:
+        """Whether the trunk in force is so close to the posterior that an adversary finds nothing to learn.
+
+        KL(q, p) is taken from the trunk's exact importance weights, log Z less ELBO, where they can be trusted.
+        """
+        if self.target is None:
+            return False
+        log_weights = self._log_weights()
+        if not bool(torch.isfinite(log_weights).all()):
+            return False
+        _, k_hat = pareto_smooth(log_weights)
+        log_z = float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
+        return k_hat < K_HAT_LIMIT and log_z - float(log_weights.mean()) < self.schedule.settle
+
+    def _log_weights(self) -> torch.Tensor:
+        assert self.target is not None
+        return trunk_weights(self.guide, self.target, DECISION_DRAWS)[1].double()
