@@ -14,6 +14,7 @@ from .reference import HMCPosterior, hmc_posterior
 from .refinement import Refinement
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
+from .stopping import Stopping
 from .targets import LogDensity
 from .training import fit
 from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
@@ -52,6 +53,7 @@ __all__ = [
     "ResidualSampler",
     "Sampler",
     "Schedule",
+    "Stopping",
     "Trunk",
     "Verdict",
     "classifier_two_sample_test",
