@@ -23,7 +23,7 @@ from .diagnostics import choose_stage
 from .errors import NonFiniteError
 from .guides import ADVERSARIAL, TRUNK, AVBGuide
 from .rng import seeded
-from .schedules import Clock, Schedule, ScheduledAdam
+from .schedules import Clock, OpenEnded, Schedule, ScheduledAdam
 from .targets import Model
 from .trunk_stage import TrunkStage
 
@@ -102,8 +102,9 @@ class AdversarialELBO(ELBO):
         self.pretrain_steps = pretrain_steps
         self.schedule = schedule or Schedule()
         self.adversary_batch = adversary_batch or max(self.elbo.num_particles // 2, 64)
-        #: Seconds allowed and the time at which they began, for runs by the clock (set by ``fit``).
+        #: For runs by the clock, and for those whose ``steps`` a stopping rule decides on (set by ``fit``).
         self.clock: Clock | None = None
+        self.open_ended: OpenEnded | None = None
         self._trainers: WeakKeyDictionary[AVBGuide, AdversaryTrainer] = WeakKeyDictionary()
         self._waiting: dict[str, Any] = {}
         self._factor = 1.0
@@ -275,7 +276,9 @@ class AdversarialELBO(ELBO):
         share = 0.0
         if guide.part("trunk").is_trainable and timed:
             share = self.schedule.trunk if self.clock is not None else self.schedule.trunk_share_of_steps
-            stage = TrunkStage(guide, self.schedule, share, guide.target(), weighted=self._is_direct(guide))
+            stage = TrunkStage(
+                guide, self.schedule, share, guide.target(), weighted=self._is_direct(guide), length=self.open_ended
+            )
             share = stage.share
         # The time may run out between the caller's look at the clock and this one: the step still belongs to the run.
         progress = min(self.progress(guide), math.nextafter(1.0, 0.0))

@@ -35,13 +35,15 @@ class Run:
     """How a fit came about: seed, steps done, seconds taken, and the curve of the loss.
 
     ``history`` holds lists of equal length: ``step``, ``elbo`` (noisy estimate at that step) and
-    ``stage`` (0 trunk, 1 adversarial).
+    ``stage`` (0 trunk, 1 adversarial). ``stopped_at`` is the step at which a stopping rule found the trunk
+    converged; None where it did not, or there was no rule.
     """
 
     seed: int | None = None
     steps: int = 0
     seconds: float = 0.0
     skipped_steps: int = 0
+    stopped_at: int | None = None
     history: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "elbo": [], "stage": []})
 
 

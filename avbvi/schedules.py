@@ -10,9 +10,14 @@ from typing import Any
 
 import torch
 
+from .stopping import Stopping
+
 #: What a step of the adversarial stage costs, in steps of the trunk's: runs of given steps and runs of given
 #: minutes are divided alike.
 ADVERSARIAL_STEP_COST = 4.0
+#: Runs that a stopping rule ends: steps of annealing, and of decay as a share of those before it.
+ANNEAL_STEPS = 1000
+DECAY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -110,3 +115,54 @@ class Clock:
     def progress(self) -> float:
         """Share of the time that has passed, at most 1."""
         return min((time.monotonic() - self.started) / self.seconds, 1.0)
+
+
+class OpenEnded:
+    """Length of a run whose trunk stage lasts until a stopping rule ends it: warm-up, stable, decay.
+
+    Annealing takes a fixed number of steps; then the learning rate stays at its start until the rule fires and decays
+    over DECAY_SHARE of the steps done by then. The adversarial stage has its usual share of the whole. Without the
+    rule firing the decay begins in time for the run to end after ``most`` steps. ``candidates`` is the number of
+    trunks among which the annealing steps, as many for each, are to choose.
+    """
+
+    def __init__(self, rule: Stopping, schedule: Schedule, most: int, candidates: int = 1) -> None:
+        if schedule.trunk == 0.0:
+            raise ValueError("stopping ends the trunk's stage, which Schedule(trunk=0) leaves out; give steps instead")
+        self.rule = rule
+        #: Steps of the run, as far as known.
+        self.steps = most
+        self.decay_from: int | None = None
+        #: The trunk's share of all steps.
+        self.share = schedule.trunk_share_of_steps
+        self._anneal = schedule.anneal
+        #: Steps before the rule begins to look.
+        self.warm = min(ANNEAL_STEPS * candidates, schedule.anneal * self.share * most)
+        self._latest = self.share * most / (1.0 + DECAY_SHARE)
+
+    def update(self, count: int, elbo: float) -> None:
+        """Take the ELBO estimate of the step that made it ``count``."""
+        if self.decay_from is not None or count <= self.warm:
+            return
+        if self.rule.update(elbo):
+            trunk = math.ceil((1.0 + DECAY_SHARE) * count)
+            self.steps = min(self.steps, round(trunk / self.share))
+        if self.rule.stopped_at is not None or count >= self._latest:
+            self.decay_from = count
+
+    def trunk_progress(self, count: int) -> tuple[float, float]:
+        """Progress of the trunk's stage as annealing and as decay see it, before the step number ``count``."""
+        annealed = self._anneal * count / self.warm if count < self.warm else 1.0
+        if self.decay_from is None:
+            return annealed, 0.0
+        left = self.share * self.steps - self.decay_from
+        return annealed, min((count - self.decay_from) / max(left, 1.0), 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as plain data."""
+        return {"rule": self.rule.state_dict(), "steps": self.steps, "decay_from": self.decay_from}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.rule.load_state_dict(state["rule"])
+        self.steps, self.decay_from = state["steps"], state["decay_from"]

@@ -32,12 +32,15 @@ from .posterior import (
     write_atomically,
 )
 from .rng import rng_state, rng_untouched, seeded, set_rng_state
-from .schedules import Clock, ScheduledAdam
+from .schedules import Clock, OpenEnded, ScheduledAdam
 from .starts import LaplaceModes
+from .stopping import Stopping
 from .targets import Model
 
 FORMAT = "avbvi-checkpoint"
 DEFAULT_STEPS = 5000
+#: Maximum of runs that a stopping rule ends.
+MOST_STEPS = 20 * DEFAULT_STEPS
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 30.0
 #: Transitions that the draws of a fit are moved by where the guide left room for them.
@@ -57,6 +60,7 @@ def fit(
     checkpoint: str | PathLike[str] | None = None,
     elbo: AdversarialELBO | None = None,
     lr: float = 2e-3,
+    stopping: Stopping | None = None,
 ) -> Posterior:
     """Fit a model's posterior and judge the result.
 
@@ -72,18 +76,24 @@ def fit(
         checkpoint: file to which the run is saved every 30 seconds and from which it resumes if it exists.
         elbo: the loss, for other than default settings; its ``steps`` are set by this function.
         lr: learning rate of the outer Adam.
+        stopping: fit the trunk until this rule (a copy of it) finds its ELBO converged, then let the learning rate
+            decay and begin the adversarial stage; ``steps`` is then the maximum, 100,000 by default. The posterior's
+            ``run.stopped_at`` tells whether the rule fired.
 
     Returns:
         The posterior, with its verdict.
 
     Raises:
-        ValueError: both ``steps`` and ``minutes``, a non-positive one, or a ``guide`` that was trained before.
+        ValueError: both ``steps`` and ``minutes``, a non-positive one, a ``guide`` that was trained before, or
+            ``stopping`` with ``minutes`` or without a trunk to train.
         ModelError: the model can't be fitted (see :class:`~avbvi.AVBGuide`).
         NonFiniteError: losses or gradients stayed NaN or infinite.
         CheckpointError: ``checkpoint`` is damaged or belongs to another run.
     """
     if steps is not None and minutes is not None:
         raise ValueError("give either steps or minutes, not both")
+    if stopping is not None and minutes is not None:
+        raise ValueError("stopping decides on a number of steps; give it without minutes, or minutes without it")
     for name, value in (("steps", steps), ("minutes", minutes), ("lr", lr)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, found {value}")
@@ -94,7 +104,7 @@ def fit(
     if guide is not None and int(guide.step_count):
         raise ValueError(f"guide was trained before ({int(guide.step_count)} steps); fit needs an untrained one")
     if steps is None and minutes is None:
-        steps = DEFAULT_STEPS
+        steps = DEFAULT_STEPS if stopping is None else MOST_STEPS
     kwargs = dict(model_kwargs or {})
     if device is not None:
         args = tuple(moved(a, device) for a in args)
@@ -103,6 +113,14 @@ def fit(
     with seeded(seed), where:
         trainer = Trainer(model, args, kwargs, guide or AVBGuide(model), elbo or AdversarialELBO(), lr)
         trainer.run.seed = seed
+        if stopping is not None:
+            assert steps is not None
+            trainer.open_ended = OpenEnded(
+                Stopping(**stopping.settings()),
+                trainer.elbo.schedule,
+                steps,
+                len(trainer.guide.part("trunk").candidates),
+            )
         return trainer.train(steps, minutes, progress=progress, checkpoint=checkpoint)
 
 
@@ -124,6 +142,7 @@ class Trainer:
         self.lr = lr
         self.names: list[str] = []
         self.run = Run()
+        self.open_ended: OpenEnded | None = None
         self.elapsed_before = 0.0
         self._smoothed = float("nan")
 
@@ -137,7 +156,7 @@ class Trainer:
     ) -> Posterior:
         """Train to the end and judge."""
         started = time.monotonic()
-        self.elbo.steps = steps
+        self.elbo.steps, self.elbo.open_ended = steps, self.open_ended
         if minutes is not None:
             self.elbo.clock = Clock(60.0 * minutes)
         try:
@@ -151,10 +170,12 @@ class Trainer:
                     bar.set_postfix_str("comparing the stages")
                     self.elbo.finish(self.guide)
         finally:
-            self.elbo.steps, self.elbo.clock = None, None
+            self.elbo.steps, self.elbo.clock, self.elbo.open_ended = None, None, None
         self.run.seconds = self.elapsed_before + time.monotonic() - started
         self.run.steps = int(self.guide.step_count)
         self.run.skipped_steps = int(self.guide.skipped_steps)
+        if self.open_ended is not None and self.open_ended.rule.stopped_at is not None:
+            self.run.stopped_at = self.open_ended.decay_from
         return self._judged()
 
     def _prepare(self, steps: int | None, minutes: float | None, checkpoint: str | PathLike[str] | None) -> None:
@@ -165,6 +186,8 @@ class Trainer:
             "lr": self.lr,
             "elbo": self.elbo.settings(),
         }
+        if self.open_ended is not None:
+            self.fingerprint["stopping"] = self.open_ended.rule.settings()
         if checkpoint is not None and Path(checkpoint).exists():
             self.guide.setup(*self.args, **self.kwargs)
             self._resume(checkpoint)
@@ -174,6 +197,8 @@ class Trainer:
             # Set-up and start draw from the generators, as in SVI's first step; the evaluation below does not.
             with pyro.validation_enabled(True):
                 self.elbo._ready(self.model, self.guide, self.args, self.kwargs)
+        if self.open_ended is not None and not self.guide.part("trunk").is_trainable:
+            raise ValueError("stopping ends the training of a trunk, and this guide's has nothing to train; give steps")
         # One evaluation with Pyro's validation on: misshapen sites and arguments fail here, with their names.
         with torch.no_grad(), pyro.validation_enabled(True), rng_untouched():
             self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
@@ -183,6 +208,9 @@ class Trainer:
         while self.elbo.progress(self.guide) < 1.0:
             loss = self.step()
             count = int(self.guide.step_count)
+            if self.open_ended is not None:
+                self.open_ended.update(count, -loss)
+                self.elbo.steps = self.open_ended.steps
             self._smoothed = -loss if self._smoothed != self._smoothed else 0.98 * self._smoothed - 0.02 * loss
             if count % RECORD_EVERY == 0:
                 self._record(count, loss)
@@ -268,6 +296,7 @@ class Trainer:
                 "adversary_optimiser": list(self.elbo.state_dict().values()),
                 "rng": rng_state(),
                 "elapsed": elapsed,
+                "open_ended": None if self.open_ended is None else self.open_ended.state_dict(),
                 "smoothed": self._smoothed,
                 "history": self.run.history,
                 "comparison": plain_comparison(self.guide.comparison),
@@ -300,6 +329,9 @@ class Trainer:
             self.optimiser.load_state_dict(content["optimiser"])
         for state in content["adversary_optimiser"]:
             self.elbo.load_state_dict({self.guide._pyro_name: state})
+        if self.open_ended is not None:
+            self.open_ended.load_state_dict(content["open_ended"])
+            self.elbo.steps = self.open_ended.steps
         self.run.history = content["history"]
         self.guide.comparison = read_comparison(content["comparison"])
         self.guide.modes = None if content["modes"] is None else LaplaceModes(**content["modes"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .diagnostics import K_HAT_LIMIT, pareto_smooth, trunk_weights
-from .schedules import Schedule
+from .schedules import OpenEnded, Schedule
 from .trunks import BestTrunk, Trunk
 
 if TYPE_CHECKING:
@@ -27,10 +27,18 @@ class TrunkStage:
         share: the trunk stage's share of the run, where an adversarial stage follows.
         target: what the guide approximates; ``None`` where it has no joint density of its own.
         weighted: whether the loss takes weighted draws; if not, candidates that need them are left out.
+        length: of a run that a stopping rule ends.
     """
 
     def __init__(
-        self, guide: AVBGuide, schedule: Schedule, share: float, target: UnconstrainedTarget | None, *, weighted: bool
+        self,
+        guide: AVBGuide,
+        schedule: Schedule,
+        share: float,
+        target: UnconstrainedTarget | None,
+        *,
+        weighted: bool,
+        length: OpenEnded | None = None,
     ) -> None:
         self.guide, self.schedule, self.target = guide, schedule, target
         self.trunk: Trunk = guide.part("trunk")
@@ -43,17 +51,21 @@ class TrunkStage:
                 "use trunk=FlowTrunk(), or AdversarialELBO() around a plain Trace_ELBO with vectorised particles"
             )
         self.race = schedule.race * share if target is not None else 0.0
+        self.length = length
+        if length is not None:
+            length.share = self.share
 
     def advance(self, progress: float) -> tuple[float, float]:
         """Beta and the learning rate's factor at a point of the run; puts the right candidate in force.
 
         With several candidates each gets an equal part of the race. It ends early when one is good enough.
         """
-        if progress >= self.race or len(self.usable) == 1 or bool(self.guide.trunk_decided):
+        raced = self._raced(progress)
+        if raced >= 1.0 or len(self.usable) == 1 or bool(self.guide.trunk_decided):
             if not bool(self.guide.trunk_decided):
                 self._decide()
             return self._alone(progress)
-        leg, within = divmod(progress / self.race * len(self.usable), 1.0)
+        leg, within = divmod(raced * len(self.usable), 1.0)
         index = self.usable[int(leg)]
         if int(leg) and self._active() != index:
             # The last candidate is done. Good enough? Then the others need not be tried.
@@ -67,9 +79,19 @@ class TrunkStage:
         beta = self.schedule.beta(within) if self.trunk.candidates[index].is_annealed else 1.0
         return beta, floor + (1.0 - floor) * self.schedule.factor(within)
 
+    def _raced(self, progress: float) -> float:
+        if self.length is not None and self.target is not None:
+            return int(self.guide.step_count) / self.length.warm
+        return progress / self.race if self.race else 1.0
+
     def _alone(self, progress: float) -> tuple[float, float]:
         """The one trunk in force is trained to the end of the stage."""
         annealed = self.trunk.candidates[self._active()].is_annealed
+        if self.length is not None:
+            warmed, decayed = self.length.trunk_progress(int(self.guide.step_count))
+            if len(self.usable) > 1:
+                return 1.0, self.schedule.race_floor * self.schedule.factor(decayed)
+            return self.schedule.beta(warmed) if annealed else 1.0, self.schedule.factor(decayed)
         if len(self.usable) == 1 or self.race == 0.0:
             done = progress / self.share
             return self.schedule.beta(done) if annealed else 1.0, self.schedule.factor(done)
@@ -104,6 +126,8 @@ class TrunkStage:
         self.guide.trunk_suffices.fill_(True)
         self.guide.trunk_decided.fill_(True)
         self.share = 1.0
+        if self.length is not None:
+            self.length.share = 1.0
 
     def _suffices(self) -> bool:
         """Whether the trunk in force is so close to the posterior that an adversary finds nothing to learn.

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from avbvi.schedules import Schedule, ScheduledAdam
+from avbvi import Stopping
+from avbvi.schedules import OpenEnded, Schedule, ScheduledAdam
 
 
 def test_beta_rises_linearly_to_one() -> None:
@@ -63,3 +64,48 @@ def test_an_adversarial_step_counts_as_four_of_the_trunks() -> None:
     for trunk in (0.0, 0.2, 0.5, 0.9, 1.0):
         s = Schedule(trunk=trunk).trunk_share_of_steps
         assert s / (s + 4.0 * (1.0 - s)) == pytest.approx(trunk)
+
+
+# -- runs that a stopping rule ends -----------------------------------------------------------------------
+
+
+def test_open_ended_run_of_a_rule_that_fires() -> None:
+    """Of at most 10,000 steps 1000 anneal; a constant ELBO stops 16 steps later."""
+    run = OpenEnded(Stopping(minimum=16), Schedule(trunk=0.5), 10_000)
+    for count in range(1, 1017):
+        assert run.decay_from is None
+        annealed = 0.3 * (count - 1) / 1000.0 if count <= 1000 else 1.0
+        assert run.trunk_progress(count - 1) == pytest.approx((annealed, 0.0))
+        run.update(count, 1.0)
+    assert run.decay_from == 1016
+    assert run.steps == round(1.25 * 1016 / 0.8)  # half of the work is four fifths of the steps
+    assert run.trunk_progress(1016) == (1.0, 0.0)
+    assert run.trunk_progress(1016 + 127) == pytest.approx((1.0, 0.5), abs=2e-3)
+    assert run.trunk_progress(1016 + 254) == pytest.approx((1.0, 1.0), abs=4e-3)
+
+
+def test_open_ended_run_of_a_rule_that_never_fires() -> None:
+    run = OpenEnded(Stopping(), Schedule(trunk=1.0), 10_000)
+    for count in range(1, 10_001):
+        run.update(count, float(count))
+    assert (run.decay_from, run.steps, run.rule.stopped_at) == (8000, 10_000, None)
+    assert run.trunk_progress(9000) == (1.0, 0.5)
+
+
+def test_open_ended_run_shortens_the_annealing_of_a_short_maximum() -> None:
+    run = OpenEnded(Stopping(), Schedule(trunk=1.0, anneal=0.3), 100)
+    assert [run.trunk_progress(count)[0] for count in (0, 15, 30)] == [0.0, pytest.approx(0.15), 1.0]
+    assert OpenEnded(Stopping(), Schedule(trunk=1.0, anneal=0.0), 100).trunk_progress(0) == (1.0, 0.0)
+
+
+def test_open_ended_run_keeps_to_its_maximum() -> None:
+    run = OpenEnded(Stopping(minimum=16), Schedule(trunk=1.0, anneal=0.79), 100)
+    for count in range(1, 101):
+        run.update(count, 1.0)
+    assert run.decay_from == 80  # 79 steps of annealing leave the rule one
+    assert run.steps == 100
+
+
+def test_open_ended_run_needs_a_trunk_stage() -> None:
+    with pytest.raises(ValueError, match="stopping ends the trunk's stage"):
+        OpenEnded(Stopping(), Schedule(trunk=0.0), 100)

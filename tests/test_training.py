@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import avbvi
-from avbvi import AdversarialELBO, AVBGuide, CheckpointError, Posterior, Schedule
+from avbvi import AdversarialELBO, AVBGuide, CheckpointError, IdentityTrunk, Posterior, Schedule, Stopping
 from avbvi import elbo as elbo_module
 from avbvi import training as training_module
 from avbvi.diagnostics import choose_stage, judge
@@ -127,6 +127,17 @@ def test_without_seed_the_callers_state_is_used() -> None:
         ({"minutes": -1.0}, ValueError, "minutes must be positive"),
         ({"lr": 0.0}, ValueError, "lr must be positive"),
         ({"elbo": AdversarialELBO(steps=5)}, ValueError, r"fit\(steps=...\)"),
+        ({"minutes": 1.0, "stopping": Stopping()}, ValueError, "without minutes"),
+        (
+            {"guide": AVBGuide(regression, trunk=IdentityTrunk()), "stopping": Stopping()},
+            ValueError,
+            "nothing to train",
+        ),
+        (
+            {"elbo": AdversarialELBO(schedule=Schedule(trunk=0.0)), "stopping": Stopping()},
+            ValueError,
+            "ends the trunk's stage",
+        ),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -173,6 +184,42 @@ def test_history_and_seconds() -> None:
     assert all(math.isfinite(v) for v in run.history["elbo"])
     assert (run.steps, run.seed, run.skipped_steps) == (40, 3, 0)
     assert run.seconds > 0.0
+
+
+# -- until a rule stops it --------------------------------------------------------------------------------
+
+#: Fires at its first look: of at most 100 steps 24 anneal, and 16 more are seen.
+AT_ONCE = Stopping(tolerance=1e9, minimum=16)
+
+
+def test_a_stopping_rule_sets_the_length_of_the_run() -> None:
+    run = fit(100, stopping=AT_ONCE).run
+    assert run.stopped_at == 40
+    assert run.steps == 62  # a trunk's stage of 1.25 * 40 steps, four fifths of the whole
+    assert run.history["stage"] == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    assert AT_ONCE.count == 0  # fit uses a copy
+
+
+def test_the_learning_rate_is_constant_until_the_rule_fires(monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = []
+    step = training_module.Trainer.step
+
+    def recorded(self: training_module.Trainer) -> float:
+        loss = step(self)
+        factors.append(self.elbo.lr_factor())
+        return loss
+
+    monkeypatch.setattr(training_module.Trainer, "step", recorded)
+    posterior = fit(100, stopping=AT_ONCE, elbo=small_elbo(schedule=Schedule(trunk=1.0)))
+    # All steps are the trunk's here: 30 anneal, 16 are seen, and a quarter of these 46 decay.
+    assert posterior.run.steps == 58
+    assert factors[:47] == [1.0] * 47
+    assert factors[47:] == pytest.approx([0.5 * (1.0 + math.cos(math.pi * i / 12.0)) for i in range(1, 12)])
+
+
+def test_a_rule_that_does_not_fire_leaves_the_maximum() -> None:
+    run = fit(50, stopping=Stopping(tolerance=1e-9, minimum=16)).run
+    assert (run.steps, run.stopped_at) == (50, None)
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------
@@ -223,6 +270,30 @@ def test_resumed_equals_uninterrupted(
     assert torch.equal(draws_of(resumed), draws_of(uninterrupted))
 
 
+@pytest.fixture(scope="module")
+def stopped() -> Posterior:
+    pyro.clear_param_store()
+    return fit(100, stopping=AT_ONCE)
+
+
+# The rule sees steps 25 to 40, the rate decays to 50, the rest is the adversarial stage's.
+@pytest.mark.parametrize("after", [30, 45, 58])
+def test_a_resumed_run_goes_on_with_its_stopping_rule(
+    after: int, stopped: Posterior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.pt"
+    with monkeypatch.context() as patch:
+        interrupt(patch, after)
+        with pytest.raises(Interruption):
+            fit(100, stopping=AT_ONCE, checkpoint=file)
+    pyro.clear_param_store()
+    resumed = fit(100, stopping=AT_ONCE, checkpoint=file)
+    expected = stopped.guide.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.guide.state_dict().items())
+    assert (resumed.run.steps, resumed.run.stopped_at) == (62, 40)
+    assert resumed.run.history == stopped.run.history
+
+
 def test_a_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "run.pt"
     first = fit(40, checkpoint=file)
@@ -245,7 +316,7 @@ def test_two_interruptions(uninterrupted: Posterior, tmp_path: Path, monkeypatch
     assert torch.equal(draws_of(fit(40, checkpoint=file)), draws_of(uninterrupted))
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"steps": 41}, {"lr": 1e-2}])
+@pytest.mark.parametrize("change", [{"seed": 4}, {"steps": 41}, {"lr": 1e-2}, {"stopping": Stopping()}])
 def test_checkpoint_of_another_run(change: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "run.pt"
     fit(12, checkpoint=file)
