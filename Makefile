@@ -45,6 +45,7 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.toy_densities
 	$(BIN)/python -m benchmarks.posteriordb
 	$(BIN)/python -m benchmarks.divergences --workers 1
+	$(BIN)/python -m benchmarks.stopping
 	$(BIN)/python -m benchmarks.marginals
 	$(BIN)/python -m benchmarks.report
 
