@@ -239,11 +239,13 @@ def _mode_centres(like: Tensor) -> Tensor:
     return _MODES_RADIUS * torch.stack([angle.cos(), angle.sin()], -1)
 
 
-def _normal_draws(generator: torch.Generator, *shape: int) -> Tensor:
+def normal_draws(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal numbers of this shape, float64 on the CPU."""
     return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _uniform_draws(generator: torch.Generator, *shape: int) -> Tensor:
+def uniform_draws(generator: torch.Generator, *shape: int) -> Tensor:
+    """Uniform numbers in [0, 1) of this shape, float64 on the CPU."""
     return torch.rand(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
@@ -255,28 +257,28 @@ def _accepted(
     missing = n
     while missing > 0:
         points, probability = propose(2 * missing + 16, generator)
-        points = points[_uniform_draws(generator, len(points)) < probability][:missing]
+        points = points[uniform_draws(generator, len(points)) < probability][:missing]
         kept.append(points)
         missing -= len(points)
     return torch.cat(kept)
 
 
-def _draw_ring(n: int, generator: torch.Generator, *, radius: float, width: float) -> Tensor:
+def draw_ring(n: int, generator: torch.Generator, *, radius: float, width: float) -> Tensor:
     """Draws from exp(-(|z| - radius)^2 / (2 width^2)) in the plane."""
 
     def propose(m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         # |z| = r has density r f(r) with f normal about `radius`. As r <= radius exp(r / radius - 1), it lies
         # below a normal about radius + width^2 / radius.
-        r = radius + width**2 / radius + width * _normal_draws(generator, m)
+        r = radius + width**2 / radius + width * normal_draws(generator, m)
         return r, (r / radius * (1.0 - r / radius).exp()).clamp_min(0.0)
 
     r = _accepted(n, generator, propose)
-    angle = 2.0 * math.pi * _uniform_draws(generator, n)
+    angle = 2.0 * math.pi * uniform_draws(generator, n)
     return r.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def _draw_banana(n: int, generator: torch.Generator) -> Tensor:
-    noise = _normal_draws(generator, n, 2)
+    noise = normal_draws(generator, n, 2)
     first = _BANANA_SCALE * noise[:, 0]
     return torch.stack([first, noise[:, 1] + _BANANA_BEND * (first.square() - _BANANA_SCALE**2)], -1)
 
@@ -286,29 +288,29 @@ def _draw_two_moons(n: int, generator: torch.Generator) -> Tensor:
     bound = math.log1p(math.exp(-0.5 * (_MOONS_RADIUS / _MOONS_REACH) ** 2))
 
     def propose(m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        z = _draw_ring(m, generator, radius=_MOONS_RADIUS, width=_MOONS_WIDTH)
+        z = draw_ring(m, generator, radius=_MOONS_RADIUS, width=_MOONS_WIDTH)
         return z, (_log_moons(z[:, 0]) - bound).exp()
 
     return _accepted(n, generator, propose)
 
 
 def _draw_figure_1(n: int, generator: torch.Generator) -> Tensor:
-    noise = _normal_draws(generator, n, 2)
+    noise = normal_draws(generator, n, 2)
     first = _FORK_SCALE * noise[:, 0]
     upper, lower = _fork(first)
-    on_upper = _uniform_draws(generator, n) < _FORK_WIDTHS[0] / sum(_FORK_WIDTHS)
+    on_upper = uniform_draws(generator, n) < _FORK_WIDTHS[0] / sum(_FORK_WIDTHS)
     branches = upper + _FORK_WIDTHS[0] * noise[:, 1], lower + _FORK_WIDTHS[1] * noise[:, 1]
     return torch.stack([first, torch.where(on_upper, *branches)], -1)
 
 
 def _draw_eight_modes(n: int, generator: torch.Generator) -> Tensor:
-    noise = _normal_draws(generator, n, 2)
+    noise = normal_draws(generator, n, 2)
     mode = torch.randint(_MODES, (n,), generator=generator, device="cpu")
     return _mode_centres(noise)[mode] + _MODES_WIDTH * noise
 
 
 def _draw_cross(n: int, generator: torch.Generator) -> Tensor:
-    noise = _normal_draws(generator, n, 2)
+    noise = normal_draws(generator, n, 2)
     along, across = _CROSS_SDS[0] * noise[:, 0], _CROSS_SDS[1] * noise[:, 1]
     sign = torch.randint(2, (n,), generator=generator, device="cpu").mul(2).sub(1)
     # Rotation by 45 degrees; a change of the second coordinate's sign mirrors one arm into the other.
@@ -316,12 +318,13 @@ def _draw_cross(n: int, generator: torch.Generator) -> Tensor:
 
 
 def _draw_funnel(n: int, generator: torch.Generator) -> Tensor:
-    noise = _normal_draws(generator, n, _FUNNEL_DIM)
+    noise = normal_draws(generator, n, _FUNNEL_DIM)
     v = _FUNNEL_SCALE * noise[:, :1]
     return torch.cat([v, (0.5 * v).exp() * noise[:, 1:]], -1)
 
 
-def _ring_evidence(radius: float, width: float) -> float:
+def ring_evidence(radius: float, width: float) -> float:
+    """Integral of exp(-(|z| - radius)^2 / (2 width^2)) over the plane."""
     # 2 pi times the integral of r exp(-(r - radius)^2 / (2 width^2)) over r > 0
     inside = 0.5 * math.erfc(-radius / (width * math.sqrt(2.0)))
     tail = width**2 * math.exp(-0.5 * (radius / width) ** 2)
@@ -344,8 +347,8 @@ TOYS: dict[str, ToyDensity] = {
             "ring",
             2,
             ring,
-            partial(_draw_ring, radius=_RING_RADIUS, width=_RING_WIDTH),
-            math.log(_ring_evidence(_RING_RADIUS, _RING_WIDTH)),
+            partial(draw_ring, radius=_RING_RADIUS, width=_RING_WIDTH),
+            math.log(ring_evidence(_RING_RADIUS, _RING_WIDTH)),
         ),
         ToyDensity("eight_modes", 2, eight_modes, _draw_eight_modes, _LOG_2_PI + math.log(_MODES * _MODES_WIDTH**2)),
         ToyDensity("cross", 2, cross, _draw_cross, _LOG_2_PI + math.log(2.0 * _CROSS_SDS[0] * _CROSS_SDS[1])),
