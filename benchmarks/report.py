@@ -78,10 +78,28 @@ def divergences(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
     return {**{f"accuracy {n}": tables.accuracy(records, n) for n in sizes}, "speed": tables.speed(records)}, {}
 
 
+def robust(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The parts of the board of separated modes, thin shapes and many dimensions."""
+    parts = {
+        "robust": tables.against_flows(records, "knn_kl_qp"),
+        "robust c2st": tables.against_flows(records, "c2st"),
+        "robust modes": tables.modes(records),
+        "robust knn": tables.across(records, "knn_kl_qp", ".3f"),
+        "robust exact": tables.across(records, "kl_exact", ".3f"),
+        "robust sd min": tables.across(records, "sd_ratio_min", ".2f"),
+        "robust sd max": tables.across(records, "sd_ratio_max", ".2f"),
+        "robust mean": tables.across(records, "mean_error_sd", ".3f"),
+        "robust verdict": verdicts(records),
+    }
+    title = "classifier accuracy - 1/2, 20,000 draws (dotted: noise floor)"
+    return parts, {"benchmark_robust": figures.board(records, "c2st", title, least=1e-3, above=0.5)}
+
+
 BOARDS = {
     "eight_schools": eight_schools,
     "toy_densities": toy_densities,
     "posteriordb": posteriordb,
+    "robust": robust,
     "divergences": divergences,
 }
 

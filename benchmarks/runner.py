@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -67,6 +67,11 @@ class Options:
     trust: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    minutes_by_target: Mapping[str, float] = field(default_factory=dict)
+
+    def minutes_for(self, target: str) -> float:
+        """Wall time of a fit of this target."""
+        return self.minutes_by_target.get(target, self.minutes)
 
     def wants(self, target: str, method: str) -> bool:
         """Whether a method on a target was chosen; without a choice all are."""
@@ -80,12 +85,17 @@ def options(
     targets: Sequence[str],
     seeds: int = 5,
     minutes: float = 1.0,
+    minutes_by_target: Mapping[str, float] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> Options:
-    """Read the command line (or ``arguments``); an unknown method or target ends the program with the known ones."""
+    """Read the command line (or ``arguments``); an unknown method or target ends the program with the known ones.
+
+    ``minutes_by_target`` has the targets whose fits take other than ``minutes``; ``--minutes`` and ``--quick`` set the
+    time of all targets.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=seeds)
-    parser.add_argument("--minutes", type=float, default=minutes, help="wall time of each fit")
+    parser.add_argument("--minutes", type=float, help="wall time of each fit")
     parser.add_argument("--methods", nargs="+", default=(), choices=methods, metavar="METHOD", help="only these")
     parser.add_argument("--targets", nargs="+", default=(), choices=targets, metavar="TARGET", help="only these")
     parser.add_argument("--workers", type=int, default=2, help="fits at a time, one thread each")
@@ -100,6 +110,8 @@ def options(
         help="with --keep: keep these methods' rows although files changed that they depend on",
     )
     read = parser.parse_args(arguments)
+    apart = {} if read.quick or read.minutes is not None else dict(minutes_by_target or {})
+    read.minutes = minutes if read.minutes is None else read.minutes
     for name in ("seeds", "minutes", "workers"):
         if not getattr(read, name) > 0:
             parser.error(f"--{name} must be positive, found {getattr(read, name)}")
@@ -112,6 +124,7 @@ def options(
         trust=tuple(read.trust),
         methods=tuple(read.methods),
         targets=tuple(read.targets),
+        minutes_by_target=apart,
     )
 
 

@@ -137,6 +137,62 @@ def across(records: Sequence[Row], key: str, form: str, *, targets: Sequence[str
     return markdown(["method", *(target.replace("_", " ") for target in targets)], rows)
 
 
+FLOWS = ("nsf", "iaf-stl")
+#: key -> title, perfect reading, format.
+RIVAL_JUDGES: dict[str, tuple[str, float, str]] = {
+    "knn_kl_qp": ("k-NN KL(q, p)", 0.0, ".3f"),
+    "c2st": ("C2ST", 0.5, ".3f"),
+}
+
+
+def against_flows(records: Sequence[Row], key: str) -> str:
+    """A row per target: the default beside the better flow by one judge, and how that reads.
+
+    Readings are compared by their distance from the perfect one: k-NN figures below zero are wrong as well. The
+    judge's noise is the range of its readings of exact draws. "better": the medians differ by more than the noise and
+    every seed of the default is nearer than every seed of the flow; "worse": the medians differ by more than the
+    noise the other way; "equal": neither.
+    """
+    title, perfect, form = RIVAL_JUDGES[key]
+    rows = []
+    for target in dict.fromkeys(r["target"] for r in records):
+        runs = of(records, target, "default")
+        if not runs:
+            continue
+        found = {m: values([r for r in of(records, target, m) if "error" not in r], key) for m in ("default", *FLOWS)}
+        far = {m: [abs(v - perfect) for v in found[m]] for m in found if found[m]}
+        flows = [m for m in FLOWS if m in far]
+        floor = values(of(records, target, "floor"), key)
+        noise = max(floor) - min(floor) if len(floor) > 1 else None
+        cells = [target.replace("_", " "), spread(found["default"], form), "-", "-", "-"]
+        reads = "no flow" if not flows else "no noise floor"
+        if flows:
+            best = min(flows, key=lambda m: statistics.median(far[m]))
+            cells[2:4] = [LABELS[best], spread(found[best], form)]
+            if "default" in far:
+                difference = statistics.median(far["default"]) - statistics.median(far[best])
+                cells[4] = format(difference, "+" + form)
+                if noise is not None:
+                    apart = max(far["default"]) < min(far[best])
+                    reads = "worse" if difference > noise else "better" if difference < -noise and apart else "equal"
+        lost = len(runs) - len(found["default"])
+        cells += [format(noise, form) if noise is not None else "-", f"failed {lost} x" if lost else reads]
+        rows.append(cells)
+    return markdown(["target", f"default: {title}", "best flow", title, "difference", "judge's noise", "reads"], rows)
+
+
+def modes(records: Sequence[Row]) -> str:
+    """A row per target with several modes and method: largest error of a weight, modes lost."""
+    rows = []
+    for target in dict.fromkeys(r["target"] for r in records):
+        for method, label in LABELS.items():
+            mine = [r for r in of(records, target, method) if r.get("mode_weight_error") is not None]
+            if mine:
+                error = spread(values(mine, "mode_weight_error"), ".3f")
+                rows.append([target.replace("_", " "), label, error, spread(values(mine, "modes_lost"), ".0f")])
+    return markdown(["target", "method", "largest relative error of a weight", "modes lost"], rows)
+
+
 ESTIMATORS = {
     "knn-kl": "k-NN, k = 3",
     "knn-kl-1": "k-NN, k = 1",

@@ -95,3 +95,50 @@ def test_speed_compares_with_the_fastest_other() -> None:
 @pytest.mark.parametrize(("found", "text"), [([], "-"), ([0.25], "0.2"), ([1.0, 3.0, 2.0], "2.0 (1.0 to 3.0)")])
 def test_spread(found: list[float], text: str) -> None:
     assert tables.spread(found, ".1f") == text
+
+
+def _runs(target: str, **readings: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"target": target, "method": method.replace("_", "-"), "seed": seed, "knn_kl_qp": value}
+        for method, found in readings.items()
+        for seed, value in enumerate(found)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("default", "reads"),
+    [
+        ([0.10, 0.11, 0.12], "better"),
+        ([0.10, 0.11, 0.41], "equal"),  # one seed is no better than the flow's worst
+        ([-0.60, -0.55, -0.50], "worse"),  # as wrong below zero as above
+        ([0.29, 0.30, 0.31], "equal"),  # within the judge's noise
+        ([0.36, 0.37, 0.38], "worse"),
+    ],
+)
+def test_the_default_against_the_better_flow(default: list[float], reads: str) -> None:
+    records = _runs("t", default=default, nsf=[0.31, 0.33], iaf_stl=[0.50, 0.52], floor=[-0.02, 0.01])
+    (row,) = rows(tables.against_flows(records, "knn_kl_qp"))
+    assert row["reads"] == reads
+    assert row["best flow"] == "zuko coupling NSF, path gradient"
+    assert row["judge's noise"] == "0.030"
+    middle = sorted(abs(v) for v in default)[1]
+    assert row["difference"] == f"{middle - 0.32:+.3f}"
+
+
+def test_failures_and_missing_runs_are_named_against_flows() -> None:
+    records = _runs("t", default=[0.1, 0.1], nsf=[0.3], floor=[0.0, 0.01])
+    records[1] = {"target": "t", "method": "default", "seed": 1, "error": "ValueError: lost"}
+    records += _runs("u", default=[0.1], floor=[0.0, 0.01]) + _runs("v", default=[0.1], nsf=[0.3])
+    found = {row["target"]: row["reads"] for row in rows(tables.against_flows(records, "knn_kl_qp"))}
+    assert found == {"t": "failed 1 x", "u": "no flow", "v": "no noise floor"}
+    assert tables.against_flows([], "knn_kl_qp").count("\n") == 1
+
+
+def test_modes_have_a_row_per_target_and_method() -> None:
+    records = [
+        {"target": "t", "method": "default", "seed": s, "mode_weight_error": e, "modes_lost": 0}
+        for s, e in enumerate((0.02, 0.04))
+    ] + [{"target": "t", "method": "nsf", "seed": 0, "mode_weight_error": 1.0, "modes_lost": 3}]
+    default, nsf = rows(tables.modes([*records, {"target": "u", "method": "nsf", "seed": 0}]))
+    assert default["largest relative error of a weight"] == "0.030 (0.020 to 0.040)"
+    assert (nsf["target"], nsf["modes lost"]) == ("t", "3")
