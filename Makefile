@@ -44,6 +44,7 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.eight_schools
 	$(BIN)/python -m benchmarks.toy_densities
 	$(BIN)/python -m benchmarks.posteriordb
+	$(BIN)/python -m benchmarks.robust
 	$(BIN)/python -m benchmarks.divergences --workers 1
 	$(BIN)/python -m benchmarks.stopping
 	$(BIN)/python -m benchmarks.marginals

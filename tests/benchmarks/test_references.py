@@ -28,19 +28,20 @@ def matrix(draws: Draws) -> torch.Tensor:
 
 @pytest.fixture
 def reference(tmp_path: Path) -> HMCReference:
+    # R-hat of independent draws is above one by about .0035 with so many chains of this length, a third of the limit.
     y = torch.tensor([1.0, -3.0])
-    return HMCReference("conjugate", conjugate, (y,), matrix, (), chains=100, draws=10, warmup=50, folder=tmp_path)
+    return HMCReference("conjugate", conjugate, (y,), matrix, (), chains=200, draws=20, warmup=50, folder=tmp_path)
 
 
 def test_draws_follow_the_posterior_and_come_with_their_evidence(reference: HMCReference) -> None:
     draws = reference(10_000, 0)
-    assert draws.shape == (1000, 2)
+    assert draws.shape == (4000, 2)
     assert draws.dtype == torch.float64
     ess = reference.figures["ess_min"]
-    assert 400 < ess <= 1500
-    error = math.sqrt(0.5 / min(ess, 1000.0))
+    assert 1000 < ess < 8000
+    error = math.sqrt(0.5 / min(ess, 4000.0))
     assert float((draws.mean(0) - torch.tensor([0.5, -1.5])).abs().max()) < 4 * error
-    assert float((draws.var(0) / 0.5 - 1.0).abs().max()) < 4 * math.sqrt(2.0 / min(ess, 1000.0))
+    assert float((draws.var(0) / 0.5 - 1.0).abs().max()) < 4 * math.sqrt(2.0 / min(ess, 4000.0))
     assert reference.figures["rhat_max"] < 1.01
     assert set(reference.figures) == set(references.EVIDENCE)
 
@@ -57,7 +58,7 @@ def test_draws_are_made_once(reference: HMCReference, monkeypatch: pytest.Monkey
 def test_other_settings_or_sources_are_other_files(
     reference: HMCReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert replace(reference, draws=11).path != reference.path
+    assert replace(reference, draws=21).path != reference.path
     monkeypatch.setattr(references, "ROOT", tmp_path)
     (tmp_path / "model.py").write_text("a")
     sourced = replace(reference, sources=("model.py",))
@@ -69,7 +70,7 @@ def test_other_settings_or_sources_are_other_files(
 
 def test_halves_are_disjoint_and_together_all_draws(reference: HMCReference) -> None:
     first, second = reference.halves(1)
-    assert len(first) == len(second) == 500
+    assert len(first) == len(second) == 2000
     assert torch.equal(torch.cat([first, second]).unique(dim=0), reference(10_000, 0).unique(dim=0))
     assert not torch.equal(reference.halves(2)[0], first)
 

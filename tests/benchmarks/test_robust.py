@@ -95,7 +95,9 @@ def test_the_floor_reads_no_difference_and_all_modes() -> None:
     assert row["mode_weight_error"] < 5 * (0.9 / (0.1 * robust.LARGE)) ** 0.5
     assert abs(row["knn_kl_qp"]) < 0.1
     assert abs(row["c2st"] - 0.5) < 5 * row["c2st_stderr"]
-    assert 0.95 < row["sd_ratio_min"] <= row["sd_ratio_max"] < 1.05
+    # The bend of the lightest banana gives its coordinate a kurtosis of 32, and the ratio of two sds from 20,000 draws
+    # each a standard error of sqrt(2 * 31 / 20,000) / 2 = .028; four of them.
+    assert 0.888 < row["sd_ratio_min"] <= row["sd_ratio_max"] < 1.112
 
 
 def test_rows_come_in_the_order_of_the_board_with_floors() -> None:
