@@ -31,12 +31,15 @@ def judged(
     small: int = SMALL,
     bound: bool = False,
     reference: Tensor | None = None,
+    moments: int = 0,
 ) -> Row:
     """Figures of a sample against the problem's reference draws, equally many of each.
 
     The classifier, the moments and the sliced distance see up to ``large`` draws, the nearest neighbours up to
-    ``small``, MMD up to 2000. Unless the problem asks for whitening, the nearest neighbours see the judging
-    coordinates as they are, and sliced distance and MMD see them in units of the reference draws' standard deviations.
+    ``small``, MMD up to 2000. The moments and the problem's own figures see up to ``moments``, if that is more: in d
+    dimensions the extreme sd ratios of n exact draws stray from 1 by about sqrt(2 d / n). Unless the problem asks for
+    whitening, the nearest neighbours see the judging coordinates as they are, and sliced distance and MMD see them in
+    units of the reference draws' standard deviations.
 
     A Markov chain repeats points where it rejects, which makes nearest-neighbour distances zero and lets the
     classifier learn points by heart: these judges and MMD see each point once (``distinct_share`` tells how many
@@ -49,15 +52,25 @@ def judged(
         large, small: sample sizes.
         bound: whether to add the held-out lower bound of KL(q, p), which takes longer than all the rest.
         reference: (m, d) to judge against instead of the problem's own draws.
+        moments: draws for the moments where more than ``large`` are wanted.
 
     Raises:
         ValueError: draws are not finite, or too few for a judge.
     """
-    x = (draws if isinstance(draws, Tensor) else problem.matrix(draws))[:large].double()
+    most = max(large, moments)
+    x = (draws if isinstance(draws, Tensor) else problem.matrix(draws))[:most].double()
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} draws are not finite")
-    y = problem.exact(large, REFERENCE_SEED + seed) if reference is None else reference.double()
+    y = problem.exact(most, REFERENCE_SEED + seed) if reference is None else reference.double()
     x, y = x[: len(y)], y[: len(x)]
+    ratios = sd_ratios(x, y)
+    own = {
+        "mean_error_sd": float(((x.mean(0) - y.mean(0)) / y.std(0)).abs().max()),
+        "sd_ratio_min": float(ratios.min()),
+        "sd_ratio_max": float(ratios.max()),
+        **problem.figures(x),
+    }
+    x, y = x[:large], y[:large]
     if problem.whitened:
         u, v = whitened(x, y)
         scaled_u, scaled_v = u, v
@@ -71,16 +84,12 @@ def judged(
     c2st = avbvi.classifier_two_sample_test(u[once].float(), v[: len(once)].float(), seed=seed)
     sliced = sliced_wasserstein(scaled_u, scaled_v, seed=seed)
     mmd = mmd2(scaled_u[once[:few]], scaled_v[:few], seed=seed)
-    ratios = sd_ratios(x, y)
     figures: Row = {
         "knn_kl_qp": qp.value,
         "knn_kl_qp_stderr": qp.stderr,
         "knn_kl_pq": pq.value,
         "c2st": c2st.value,
         "c2st_stderr": c2st.stderr,
-        "mean_error_sd": float(((x.mean(0) - y.mean(0)) / y.std(0)).abs().max()),
-        "sd_ratio_min": float(ratios.min()),
-        "sd_ratio_max": float(ratios.max()),
         "sliced_w2": sliced.value,
         "sliced_w2_stderr": sliced.stderr,
         "mmd2": mmd.value,
@@ -92,7 +101,7 @@ def judged(
     if bound:
         lower = kl_lower_bound(u[once], v[: len(once)], seed=seed)
         figures |= {"kl_bound": lower.value, "kl_bound_stderr": lower.stderr}
-    return figures | problem.figures(x)
+    return figures | own
 
 
 def distinct_rows(x: Tensor) -> Tensor:
@@ -131,6 +140,7 @@ def measured(
     large: int = LARGE,
     small: int = SMALL,
     bound: bool = False,
+    moments: int = 0,
 ) -> Row:
     """One fit, judged: a flat record. If only the judges fail the fit's own figures stay, with ``error``."""
     matmul = record.matmul_seconds()
@@ -149,7 +159,9 @@ def measured(
         **fitted.figures,
     }
     try:
-        row |= judged(problem, fitted.sample(large), seed, large=large, small=small, bound=bound)
+        row |= judged(
+            problem, fitted.sample(max(large, moments)), seed, large=large, small=small, bound=bound, moments=moments
+        )
     except Exception as error:
         row["error"] = f"not judged: {described(error)}"
     return row
@@ -172,9 +184,10 @@ def _elbo_figures(problem: Problem, fitted: Fitted) -> Row:
     return figures
 
 
-def floor(problem: Problem, seed: int, *, large: int = LARGE, small: int = SMALL) -> Row:
+def floor(problem: Problem, seed: int, *, large: int = LARGE, small: int = SMALL, moments: int = 0) -> Row:
     """The noise floor: independent reference draws judged as if a method had made them."""
-    return control(problem, "floor", problem.exact(large, CONTROL_SEED + seed), seed, large=large, small=small)
+    draws = problem.exact(max(large, moments), CONTROL_SEED + seed)
+    return control(problem, "floor", draws, seed, large=large, small=small, moments=moments)
 
 
 def control(
@@ -186,10 +199,11 @@ def control(
     large: int = LARGE,
     small: int = SMALL,
     reference: Tensor | None = None,
+    moments: int = 0,
 ) -> Row:
     """A record of draws (n, d) with a known defect or none, by which the judges are judged."""
     started = time.monotonic()
-    figures = judged(problem, draws, seed, large=large, small=small, reference=reference)
+    figures = judged(problem, draws, seed, large=large, small=small, reference=reference, moments=moments)
     seconds = time.monotonic() - started
     return {"target": problem.name, "method": name, "seed": seed, "device": "cpu", "seconds": seconds, **figures}
 

@@ -63,6 +63,23 @@ def test_equal_laws_pass_all_judges() -> None:
     assert figures["judged_draws"] == 2000
 
 
+def test_moments_and_own_figures_can_see_more_draws_than_the_other_judges() -> None:
+    x, y = _normal(8000, 1) * 1.5, _normal(8000, 2)
+    few = judging.judged(PROBLEM, x, 0, large=2000, small=1000, reference=y)
+    more = judging.judged(PROBLEM, x, 0, large=2000, small=1000, reference=y, moments=6000)
+    ratios = judging.sd_ratios(x[:6000], y[:6000])
+    assert (more["sd_ratio_min"], more["sd_ratio_max"]) == (float(ratios.min()), float(ratios.max()))
+    assert more["share"] == float((x[:6000, 0] > 0).double().mean())
+    assert more["sd_ratio_min"] != few["sd_ratio_min"]
+    moved = {"mean_error_sd", "sd_ratio_min", "sd_ratio_max", "share"}
+    assert {key: more[key] for key in KEYS - moved} == {key: few[key] for key in KEYS - moved}
+    # Fewer than ``large`` change nothing.
+    assert judging.judged(PROBLEM, x, 0, large=2000, small=1000, reference=y, moments=100) == few
+    floor = judging.floor(PROBLEM, 3, large=500, small=300, moments=2000)
+    exact = _normal(2000, judging.CONTROL_SEED + 3)
+    assert floor["share"] == float((exact[:, 0] > 0).double().mean())
+
+
 def test_a_shift_has_its_exact_size() -> None:
     # In units of the reference's sds all figures of a shifted sample are known.
     y = _normal(2000, 1) * torch.tensor([10.0, 0.1], dtype=torch.float64)
