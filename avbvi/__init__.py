@@ -1,6 +1,7 @@
 """avbvi: black-box variational inference with neural samplers, for Pyro."""
 
 from .adversaries import Adversary, Hint, Logistic, MLPAdversary, Objective, ResidualAdversary
+from .calibration import sbc
 from .contrasts import Contrast, GaussianContrast, MixtureContrast, PriorContrast
 from .diagnostics import Verdict
 from .distributions import ImplicitDistribution
@@ -10,6 +11,7 @@ from .errors import CheckpointError, ModelError, NonFiniteError
 from .estimates import Estimate
 from .guides import AVBGuide
 from .posterior import Posterior, load
+from .ranks import Calibration
 from .reference import HMCPosterior, hmc_posterior
 from .refinement import Refinement
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
@@ -27,6 +29,7 @@ __all__ = [
     "Adversary",
     "AffineTrunk",
     "BestTrunk",
+    "Calibration",
     "CheckpointError",
     "Contrast",
     "Estimate",
@@ -62,4 +65,5 @@ __all__ = [
     "kl_lower_bound",
     "knn_kl",
     "load",
+    "sbc",
 ]

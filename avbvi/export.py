@@ -103,6 +103,23 @@ def container(
     return result
 
 
+def add_group(result: Any, name: str, variables: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> Any:
+    """The container with one more group, of a name that ArviZ need not know; arrays have (chain, draw) in front."""
+    az = import_arviz()
+    whole = {"inference_library": "avbvi", **attributes}
+    if int(az.__version__.split(".")[0]) >= 1:
+        result[name] = az.from_dict({name: dict(variables)})[name]
+        result[name].attrs.update(whole)
+        return result
+    dataset = az.dict_to_dataset(dict(variables))
+    dataset.attrs.update(whole)
+    with warnings.catch_warnings():
+        # It says that the scheme has no such group.
+        warnings.filterwarnings("ignore", f"{name} group is not defined", UserWarning)
+        result.add_groups({name: dataset})
+    return result
+
+
 # -- groups ---------------------------------------------------------------------------------------------
 
 

@@ -239,6 +239,17 @@ def _in_plate(target: UnconstrainedTarget, model: Model, n: int) -> Model:
 
 
 @torch.no_grad()
+def prior_run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    """Trace of one run of the model without its observations: a joint draw of latents and data, factors ignored.
+
+    Raises:
+        NotImplementedError: a site has a distribution that can't be drawn from (an improper prior).
+    """
+    with poutine.block():
+        return prune_subsample_sites(poutine.trace(_Unobserved()(model)).get_trace(*args, **kwargs))
+
+
+@torch.no_grad()
 def prior_draws(target: UnconstrainedTarget, n: int, device: torch.device | None = None) -> dict[str, Tensor]:
     """n draws of the model without its observations {site: (n, *shape)}, all sites; factors are ignored.
 
@@ -249,8 +260,8 @@ def prior_draws(target: UnconstrainedTarget, n: int, device: torch.device | None
     """
     free: Model = _Unobserved()(target.model)
     where: AbstractContextManager[Any] = nullcontext() if device is None else device
-    with poutine.block(), where:
-        once = prune_subsample_sites(poutine.trace(free).get_trace(*target.args, **target.kwargs))
+    with where:
+        once = prior_run(target.model, target.args, target.kwargs)
     shapes = {name: node["value"].shape for name, node in _samples(once) if node["value"].numel()}
 
     def run(start: int, rows: int) -> Trace:
