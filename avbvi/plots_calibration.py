@@ -23,8 +23,8 @@ SHADE = "0.87"
 def ecdf_panel(ax: Axes, calibration: Calibration, name: str, *, level: float = 0.95) -> None:
     """Draw the distribution function of a statistic's ranks less the uniform one, with its simultaneous band.
 
-    The line of an exact posterior stays within the band throughout with probability ``level``. A line that falls and
-    rises above 0 from left to right says that ranks gather at both ends (too narrow), the reverse in the middle.
+    The line of an exact posterior stays within the band throughout with probability ``level``. Above 0 on the left and
+    below on the right, ranks gather at both ends (draws too narrow); the reverse, in the middle (too wide).
 
     Args:
         ax: the axes to draw in.

@@ -160,9 +160,16 @@ class Calibration:
     def describe(self, name: str) -> str:
         """What the shape of a statistic's ranks says of the posterior, in words."""
         u = (self._ranks(name).double() + 0.5) / (self.draws + 1)
-        # Both are standard normal for uniform ranks: the mean, and the mean square about the centre.
-        shift = float((u.mean() - 0.5) * math.sqrt(12.0 * len(u)))
-        spread = float(((u - 0.5).square().mean() - 1.0 / 12.0) * math.sqrt(180.0 * len(u)))
+        # Of normal scores a shift moves the mean alone, and a wrong width the spread alone. Both figures are about
+        # standard normal for uniform ranks. Ranks that are all the same show a shift and no spread.
+        score = torch.special.ndtri(u)
+        deviation = float(score.std()) if len(u) > 1 else math.nan
+        shift = (
+            float(score.mean()) * math.sqrt(len(u)) / deviation
+            if deviation > 1e-6
+            else math.copysign(math.inf, score.mean())
+        )
+        spread = math.log(deviation) * math.sqrt(2.0 * len(u)) if deviation > 1e-6 else 0.0
         said = []
         if abs(shift) > 2.0:
             if name in _MEANING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,7 +26,7 @@ from .targets import LogDensity, Model, UnconstrainedTarget
 Values = dict[str, Tensor]
 #: (latents {site: (n, *shape)}, data {site: (*shape)}) -> (n,)
 Statistic = Callable[[Values, Values], Tensor]
-_CHUNK = 250
+_CHUNK = 2**22
 
 
 class Draws(Protocol):
@@ -94,8 +95,9 @@ class Experiment:
             try:
                 trace = prior_run(model, args, kwargs)
             except NotImplementedError as error:
+                reason = (str(error).splitlines() or ["improper prior"])[0]
                 raise ModelError(
-                    f"the model can't be simulated: a site's distribution has no draws ({error or 'improper prior'}); "
+                    f"the model can't be simulated: a site's distribution has no draws ({reason}); "
                     "give it a proper prior"
                 ) from error
             data = _data(trace, observed)
@@ -121,13 +123,19 @@ class Experiment:
         trace = prior_run(self.model, self.args, self.kwargs)
         return {n: trace.nodes[n]["value"] for n in self.sites}, {n: trace.nodes[n]["value"] for n in self.observed}
 
-    def run(self, index: int) -> tuple[dict[str, int], str | None, str | None]:
-        """Ranks, verdict and reason of a failure of a round; see :class:`Simulation`.
+    def run(self, index: int) -> Simulation:
+        """One round.
 
         Raises:
             ValueError: the fit returned draws that lack a latent site, or too few.
         """
+        started = time.monotonic()
         truth, data = self.joint_draw(index)
+        ranks, verdict, failure = self._ranked(index, truth, data)
+        return Simulation(index, truth, ranks, verdict, failure, time.monotonic() - started)
+
+    def _ranked(self, index: int, truth: Values, data: Values) -> tuple[dict[str, int], str | None, str | None]:
+        """Ranks, verdict and reason of a failure."""
         _, fit_seed, other_seed = self._seeds(index)
         model: Model = poutine.condition(self.model, data)
         verdict: str | None = None
@@ -168,7 +176,7 @@ class Experiment:
         lp = log_joint(target, z)
         yield "log_joint", lp - log_det
         if not target.enumerated:
-            yield "log_likelihood", lp - _log_prior(target, z)
+            yield "log_likelihood", lp - _log_prior(target, z, z.shape[1] + sum(v.numel() for v in data.values()))
         if hasattr(posterior, "log_prob"):
             yield "log_q", posterior.log_prob(values)
         rest, _ = _unconstrained(target, spare, "the posterior's draws")
@@ -235,8 +243,9 @@ def _whitening(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _log_prior(target: UnconstrainedTarget, z: Tensor) -> Tensor:
-    return torch.cat([target.log_prior(part) for part in z.split(_CHUNK)])
+def _log_prior(target: UnconstrainedTarget, z: Tensor, size: int) -> Tensor:
+    """log p(z) (n,), some draws at a time, as the model computes the likelihood of ``size`` data for each too."""
+    return torch.cat([target.log_prior(part) for part in z.split(max(1, _CHUNK // size))])
 
 
 def _data(trace: Trace, observed: Sequence[str] | None) -> Values:
