@@ -103,8 +103,11 @@ class Experiment:
             data = _data(trace, observed)
             _check_generative(trace)
             target = unconstrained_target(poutine.condition(model, data), args, kwargs, vectorize=vectorize)
-        names = [*target.layout.coordinate_names, *JOINT, *statistics]
-        twice = sorted({name for name in names if names.count(name) > 1})
+            runs = [*(prior_run(model, args, kwargs) for _ in range(4)), trace]
+            names = [site.name for site in target.layout.sites]
+            _check_broadcasting(target, {n: torch.stack([t.nodes[n]["value"] for t in runs]) for n in names})
+        ranked = [*target.layout.coordinate_names, *JOINT, *statistics]
+        twice = sorted({name for name in ranked if ranked.count(name) > 1})
         if twice:
             raise ValueError(f"sites and statistics share the names {twice}; rename the statistics or sites")
         return cls(model, args, kwargs, tuple(data), fit, draws, seed, dict(statistics), target)
@@ -297,6 +300,24 @@ def _check_generative(trace: Trace) -> None:
                 f"site {name!r} has a weight other than 1 (poutine.scale or a subsampled plate): its posterior is not "
                 "that of the data which a run of the model draws"
             )
+
+
+def _check_broadcasting(target: UnconstrainedTarget, values: Values) -> None:
+    """Raise, before anything is fitted, if densities can't be evaluated at many draws at once.
+
+    The data have been simulated from the last of ``values`` {site: (n, *shape)}, whose density is finite therefore.
+    """
+    z, _ = target.layout.unconstrain(values)
+    try:
+        together, alone = float(log_joint(target, z)[-1]), float(log_joint(target, z[-1:])[0])
+    except ModelError as error:
+        raise ModelError(f"{error}; here: sbc(vectorize=False)" if target.vectorize else str(error)) from error
+    if abs(together - alone) > 1e-2 * (1.0 + abs(alone)):
+        raise ModelError(
+            f"the model's log-density of one draw is {alone:.6g} by itself but {together:.6g} among others: make its "
+            "arithmetic broadcast over leading dimensions (index from the right, sum over the last dimensions only), "
+            "or use vectorize=False"
+        )
 
 
 def _checked_draws(draws: Any, truth: Values, n: int) -> Values:

@@ -24,7 +24,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -112,18 +112,20 @@ def log_density(z: Tensor, y: Tensor = Y, sigma: Tensor = SIGMA) -> Tensor:
     return prior + _log_likelihood(mu, tau, eta, y, sigma)
 
 
-def exact_posterior(n: int, seed: int) -> dict[str, Tensor]:
+def exact_posterior(n: int, seed: int, y: Tensor | None = None) -> dict[str, Tensor]:
     """Independent exact draws of the paper's posterior.
 
     Args:
         n: number of draws.
         seed: of a local generator; the global random state is not touched.
+        y: other effects than the paper's, shape (8,), with the same standard errors.
 
     Returns:
         "mu" (n,), "tau" (n,), "eta" (n, 8), float64 on the CPU; accuracy as in the module's
         docstring.
     """
-    draws = _PAPER.sample(n, seed)
+    problem = _PAPER if y is None else replace(_PAPER, y=tuple(y.tolist()))
+    draws = problem.sample(n, seed)
     del draws["theta"]
     return draws
 

@@ -514,6 +514,10 @@ def test_models_that_do_not_generate_their_data_are_refused() -> None:
         z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
 
+    def summing() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z[0], 1.0), obs=torch.tensor(0.0))
+
     def broadcast() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=torch.zeros(3))
@@ -524,6 +528,7 @@ def test_models_that_do_not_generate_their_data_are_refused() -> None:
         (weighted, "site 'y' has a weight other than 1"),
         (subsampled, "site 'y' has a weight other than 1"),
         (learning, "learns the parameter 'loc'"),
+        (summing, r"by itself but .* among others.*or use vectorize=False"),
         (broadcast, r"site 'y' has observations of shape \(3,\) but draws of shape \(\)"),
         (LogDensity(lambda z: -z.square().sum(-1), (2,)), "a LogDensity has no prior"),
     ):
