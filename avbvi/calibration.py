@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from .elbo import AdversarialELBO
 from .errors import CheckpointError, ModelError
-from .posterior import VERSION, read_file, write_atomically
+from .posterior import VERSION, Posterior, read_file, write_atomically
 from .ranks import Calibration
 from .simulations import Experiment, Fit, Simulation, Statistic
 from .targets import Model
@@ -69,7 +70,8 @@ def sbc(
         statistics: further ones, name -> function of draws {latent site: (n, *shape)} and data {site: value} to (n,).
         seed: makes rounds reproducible (as far as the fit is: for a number of steps, not of minutes); the caller's
             random state is left alone.
-        vectorize: evaluate the model at all draws at once; ``False`` for models that do not broadcast.
+        vectorize: evaluate the model at all draws at once; ``False`` for models that do not broadcast (of which a
+            ``fit`` that is given has to be told too).
         progress: show a progress bar.
         checkpoint: file to which each round is saved, and from which the study goes on if it exists; with more
             ``simulations`` than it holds it is extended.
@@ -100,7 +102,7 @@ def sbc(
         args,
         dict(model_kwargs or {}),
         observed=observed,
-        fit=fit or partial(default_fit, minutes=DEFAULT_MINUTES, progress=False),
+        fit=fit or partial(_ten_seconds, vectorize),
         draws=draws,
         seed=seed,
         statistics=dict(statistics or {}),
@@ -120,6 +122,11 @@ def sbc(
     if not result.completed:
         raise ModelError(f"none of {simulations} simulations has ranks; the first: {result.failures[0]}")
     return result
+
+
+def _ten_seconds(vectorize: bool, model: Model, *args: Any, seed: int) -> Posterior:
+    elbo = None if vectorize else AdversarialELBO(vectorize_particles=False)
+    return default_fit(model, *args, elbo=elbo, minutes=DEFAULT_MINUTES, seed=seed, progress=False)
 
 
 def simulated(experiment: Experiment, index: int) -> Simulation:

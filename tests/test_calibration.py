@@ -21,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 import avbvi
-from avbvi import Calibration, CheckpointError, LogDensity, ModelError, NonFiniteError, sbc
+from avbvi import Calibration, CheckpointError, LogDensity, ModelError, NonFiniteError, calibration, export, sbc
 from avbvi.simulations import Simulation
 
 PRIOR = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
@@ -288,6 +288,22 @@ def test_fit_works_on_the_conditioned_model() -> None:
     assert {"log_q", "log_joint"} <= set(result.ranks)
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_the_default_fit_takes_ten_seconds(monkeypatch: pytest.MonkeyPatch, vectorize: bool) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def recording(conditioned: Any, *args: Any, seed: int, **options: Any) -> Gaussian:
+        asked.append(options)
+        return exact(conditioned, *args, seed=seed)
+
+    monkeypatch.setattr(calibration, "default_fit", recording)
+    study(simulations=1, vectorize=vectorize)
+    (given,) = asked
+    elbo = given.pop("elbo")
+    assert given == {"minutes": 1 / 6, "progress": False}
+    assert elbo is None if vectorize else elbo.vectorize_particles is False
+
+
 def test_data_sites_without_data_are_named() -> None:
     with pytest.raises(ModelError, match=r"no observed sites.*observed=\['y'\]"):
         study(None, simulations=1, fit=exact)
@@ -487,6 +503,27 @@ def test_arviz_gets_truth_and_ranks_by_site() -> None:
     assert shares.attrs["inference_library"] == "avbvi"
 
 
+def test_arviz_1_gets_the_group_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Group(dict[str, Any]):
+        def __init__(self, values: Any) -> None:
+            super().__init__(values)
+            self.attrs: dict[str, str] = {}
+
+    class ArviZ1:
+        __version__ = "1.0.0"
+
+        @staticmethod
+        def from_dict(data: dict[str, dict[str, Any]], **options: Any) -> dict[str, Any]:
+            return {name: Group(values) for name, values in data.items()}
+
+    monkeypatch.setattr(export, "import_arviz", lambda: ArviZ1)
+    tree = study(simulations=3, fit=exact).to_arviz()
+    assert set(tree) == {"prior", "prior_sbc"}
+    assert tree["prior_sbc"]["z"].shape == (1, 3, 2)
+    assert tree["prior_sbc"].attrs == {"inference_library": "avbvi", "draws": "999", "failures": "0"}
+    assert tree["prior"].attrs == tree["prior_sbc"].attrs
+
+
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -516,6 +553,10 @@ def test_models_that_do_not_generate_their_data_are_refused() -> None:
 
     def summing() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(0.0))
+
+    def indexing() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(z[0], 1.0), obs=torch.tensor(0.0))
 
     def broadcast() -> None:
@@ -529,6 +570,7 @@ def test_models_that_do_not_generate_their_data_are_refused() -> None:
         (subsampled, "site 'y' has a weight other than 1"),
         (learning, "learns the parameter 'loc'"),
         (summing, r"by itself but .* among others.*or use vectorize=False"),
+        (indexing, r"(?s)the model failed when run for many draws at once.*here: sbc\(vectorize=False\)"),
         (broadcast, r"site 'y' has observations of shape \(3,\) but draws of shape \(\)"),
         (LogDensity(lambda z: -z.square().sum(-1), (2,)), "a LogDensity has no prior"),
     ):
