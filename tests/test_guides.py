@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 import avbvi
-from avbvi import AdversarialELBO, AffineTrunk, AVBGuide, GaussianContrast, LogDensity, ResidualSampler
+from avbvi import AdversarialELBO, AffineTrunk, AVBGuide, FlowTrunk, GaussianContrast, LogDensity, ResidualSampler
 
 EXACT = {"atol": 1e-8, "rtol": 1e-8}
 
@@ -159,7 +159,7 @@ def log_abs_det(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("trunk", [None, AffineTrunk])
+@pytest.mark.parametrize("trunk", [None, AffineTrunk, FlowTrunk])
 def test_density_of_a_trace_is_that_of_the_change_of_variables(case: str, trunk: Any) -> None:
     model, args, kwargs, dim, free = CASES[case]
     args = tuple(a.double() if isinstance(a, Tensor) else a for a in args)
@@ -189,7 +189,8 @@ def test_density_of_a_trace_is_that_of_the_change_of_variables(case: str, trunk:
     back, _ = guide.trunk(e)
     torch.testing.assert_close(back, torch.cat(z), **EXACT)
     log_det = log_abs_det(lambda x: guide.trunk(x)[0], e.detach())
-    expected = dist.Normal(0.0, 1.0).log_prob(e).sum() - log_det - jacobians
+    base = guide.trunk.base_log_prob(e) if trunk is None else dist.Normal(0.0, 1.0).log_prob(e).sum()
+    expected = base - log_det - jacobians
     torch.testing.assert_close(trace.log_prob_sum(), expected, **EXACT)
 
 
