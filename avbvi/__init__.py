@@ -7,7 +7,7 @@ from .diagnostics import Verdict
 from .distributions import ImplicitDistribution
 from .divergences import classifier_two_sample_test, kl_lower_bound, knn_kl
 from .elbo import AdversarialELBO
-from .errors import CheckpointError, ModelError, NonFiniteError
+from .errors import CheckpointError, FitFailed, ModelError, NonFiniteError
 from .estimates import Estimate
 from .guides import AVBGuide
 from .posterior import Posterior, load
@@ -33,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "Contrast",
     "Estimate",
+    "FitFailed",
     "FlowTrunk",
     "GaussianContrast",
     "HMCPosterior",

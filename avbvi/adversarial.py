@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
+from .gradients import GradientBound
 from .guides import AVBGuide
 
 
@@ -26,6 +26,7 @@ class AdversaryTrainer:
         self.lr = lr
         self.optimiser = torch.optim.Adam(guide.adversary_parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
         self.average: dict[str, Tensor] = {}
+        self.bound = GradientBound()
 
     def begin(self, guide: AVBGuide, batch: int, pretrain_steps: int) -> None:
         """Fit the contrast to the sampler from scratch and give the adversary a head start."""
@@ -37,11 +38,16 @@ class AdversaryTrainer:
     def step(self, guide: AVBGuide, batch: int, factor: float) -> None:
         """Let the contrast follow fresh draws of q, then one step of the adversary at ``factor`` times its rate.
 
-        A step whose gradient is not finite is skipped and counted in the guide's ``skipped_steps``.
+        A step whose draws or gradient are not finite is skipped and counted in the guide's ``skipped_steps``; a
+        gradient that is much longer than those before is shortened.
         """
         adversary, contrast = guide.part("adversary"), guide.part("contrast")
         with torch.no_grad():
             base_q = guide.draw_base(batch)
+            if not bool(torch.isfinite(base_q).all()):
+                # The contrast's running moments would never recover.
+                guide.skipped_steps += 1
+                return
             contrast.update(base_q)
             base = torch.cat([base_q, contrast.sample(batch)])
             hint = guide.hint_at(base, contrast.log_prob(base))
@@ -53,7 +59,7 @@ class AdversaryTrainer:
             loss = adversary.objective.loss(t[:batch], t[batch:])
             parameters = guide.adversary_parameters()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        if not bool(torch.isfinite(get_total_norm([g for g in gradients if g is not None]))):
+        if not self.bound.apply([g for g in gradients if g is not None]):
             guide.skipped_steps += 1
             return
         for group in self.optimiser.param_groups:
@@ -80,11 +86,25 @@ class AdversaryTrainer:
                 p.copy_(self.average[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state and the averaged weights."""
-        return {"optimiser": self.optimiser.state_dict(), "average": dict(self.average)}
+        """The optimiser's state, the averaged weights and the usual length of a gradient."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "average": dict(self.average),
+            "bound": self.bound.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         state = copy.deepcopy(state)  # Adam would keep, and later overwrite, the caller's tensors
         self.optimiser.load_state_dict(state["optimiser"])
         self.average = state["average"]
+        self.bound.load_state_dict(state["bound"])
+
+
+@torch.no_grad()
+def adversary_logits(guide: AVBGuide, batch: int) -> Tensor:
+    """The adversary's output T at ``batch`` fresh draws of q, then as many of the contrast: (2 * batch,)."""
+    contrast = guide.part("contrast")
+    base = torch.cat([guide.draw_base(batch), contrast.sample(batch)])
+    t: Tensor = guide.part("adversary")(contrast.features(base), guide.hint_at(base, contrast.log_prob(base)))
+    return t

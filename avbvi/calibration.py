@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from .checkpoints import read_file, write_atomically
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, ModelError
-from .posterior import VERSION, Posterior, read_file, write_atomically
+from .posterior import Posterior
 from .ranks import Calibration
 from .simulations import Experiment, Fit, Simulation, Statistic
 from .targets import Model
 from .training import fit as default_fit
 
 FORMAT = "avbvi-calibration"
+VERSION = 1
+#: What a file of a study has beside format and version.
+KEYS = frozenset({"seed", "study", "simulations"})
 DEFAULT_MINUTES = 1.0 / 6.0
 
 
@@ -93,7 +97,7 @@ def sbc(
     _check_arguments(simulations, draws, fit, statistics, seed)
     saved = None
     if checkpoint is not None and Path(checkpoint).exists():
-        saved = read_file(checkpoint, FORMAT)
+        saved = read_file(checkpoint, FORMAT, VERSION, KEYS)
         seed = saved["seed"] if seed is None else seed
     if seed is None:
         seed = int(torch.randint(2**31, ()))

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from .adversarial import AdversaryTrainer
+from .annealing import Annealed
 from .checks import check_density
 from .diagnostics import choose_stage
 from .errors import NonFiniteError
+from .gradients import GradientBound, explain_non_finite, with_gradient
 from .guides import ADVERSARIAL, TRUNK, AVBGuide
 from .rng import seeded
 from .schedules import Clock, OpenEnded, Schedule, ScheduledAdam
@@ -29,6 +30,8 @@ from .trunk_stage import TrunkStage
 
 MOST_SKIPPED_IN_A_ROW = 50
 WARM_UP_STEPS = 100
+#: Where ``AdversarialELBO.state_dict`` keeps what belongs to no single guide.
+LOSS = "loss"
 
 
 class AdversarialELBO(ELBO):
@@ -110,6 +113,13 @@ class AdversarialELBO(ELBO):
         self._factor = 1.0
         self._adversary_factor = 1.0
         self._skipped_in_a_row = 0
+        self._bound = GradientBound()
+        #: By what all learning rates are multiplied (lowered by ``fit`` when it has to roll back).
+        self.caution = 1.0
+        #: Inverse temperature of the last training call.
+        self.beta = 1.0
+        #: Called with a guide whose trunk is about to be frozen.
+        self.before_adversarial: Callable[[AVBGuide], object] | None = None
 
     def settings(self) -> dict[str, Any]:
         """What distinguishes this loss from another, as plain data; ``steps`` apart."""
@@ -128,7 +138,7 @@ class AdversarialELBO(ELBO):
 
     def lr_factor(self) -> float:
         """Learning rate of the current training call relative to its start."""
-        return self._factor
+        return self.caution * self._factor
 
     def optimizer(self, lr: float = 2e-3) -> PyroOptim:
         """Adam (betas 0.5, 0.999) for ``SVI``, its rate decaying by this ELBO's schedule."""
@@ -161,10 +171,10 @@ class AdversarialELBO(ELBO):
             else:
                 value = self.elbo.differentiable_loss(annealed, guide, *args, **kwargs)
         if not bool(torch.isfinite(value)):
-            raise NonFiniteError(_explain(f"the loss is {float(value.detach())}"))
+            raise NonFiniteError(explain_non_finite(f"the loss is {float(value.detach())}"))
         if not self._moving(guides):
             # Gradients of zero would still move the sampler, by Adam's momentum; None does not.
-            for p in _with_gradient(guide):
+            for p in with_gradient(guide):
                 p.grad = None
             value = value.detach().requires_grad_()
         self._finish_in_time(guides)
@@ -185,10 +195,8 @@ class AdversarialELBO(ELBO):
                 loss = float(value.detach())
             else:
                 loss = self.elbo.loss_and_grads(annealed, guide, *args, **kwargs)
-        gradients = _with_gradient(guide)
-        finite = bool(torch.isfinite(torch.as_tensor(loss)))
-        if finite and gradients:
-            finite = bool(torch.isfinite(get_total_norm([p.grad for p in gradients if p.grad is not None])))
+        gradients = with_gradient(guide)
+        finite = math.isfinite(float(loss)) and self._bound.apply([p.grad for p in gradients if p.grad is not None])
         if not finite:
             self._count_skipped(guides)
         else:
@@ -221,7 +229,26 @@ class AdversarialELBO(ELBO):
         for g in guides:
             g.skipped_steps += 1
         if self._skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
-            raise NonFiniteError(_explain(f"{self._skipped_in_a_row} steps in a row had to be skipped"))
+            raise NonFiniteError(explain_non_finite(f"{self._skipped_in_a_row} steps in a row had to be skipped"))
+
+    def skip(self, guide: AVBGuide) -> None:
+        """Count a step that an error kept from being done, and drop what gradients it left.
+
+        Raises:
+            NonFiniteError: it is one too many in a row.
+        """
+        for p in with_gradient(guide):
+            p.grad = None
+        self._count_skipped([guide])
+
+    def forgive(self) -> None:
+        """Count skipped steps anew."""
+        self._skipped_in_a_row = 0
+
+    def begin_run(self) -> None:
+        """Forget what an earlier run has left behind: skipped steps, lengths of gradients, lowered rates."""
+        self._skipped_in_a_row, self._bound = 0, GradientBound()
+        self.caution, self.before_adversarial = 1.0, None
 
     # -- a training call --------------------------------------------------------------------------------
 
@@ -259,7 +286,8 @@ class AdversarialELBO(ELBO):
         beta = 1.0
         for g in guides:
             beta = self._advance(g)
-        return _Annealed(model, guides, beta)
+        self.beta = beta
+        return Annealed(model, guides, beta)
 
     def progress(self, guide: AVBGuide) -> float:
         """Share of the run that is done, in [0, 1]; 0 where no length is known."""
@@ -290,7 +318,7 @@ class AdversarialELBO(ELBO):
                 self._enter_adversarial(guide)
             self._follow_schedule(guide, done, timed)
             for _ in range(self.adversary_steps):
-                self._trainer(guide).step(guide, self.adversary_batch, self._adversary_factor)
+                self._trainer(guide).step(guide, self.adversary_batch, self.caution * self._adversary_factor)
         else:
             beta, self._factor = stage.advance(progress)
         guide.step_count += 1
@@ -322,6 +350,8 @@ class AdversarialELBO(ELBO):
         return not all(bool(g.polishing) for g in guides)
 
     def _enter_adversarial(self, guide: AVBGuide) -> None:
+        if self.before_adversarial is not None:
+            self.before_adversarial(guide)
         for p in guide.part("trunk").parameters():
             p.grad = None
         guide.stage.fill_(ADVERSARIAL)
@@ -351,33 +381,26 @@ class AdversarialELBO(ELBO):
     # -- state --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Adversaries' optimisers and averages of the samplers' weights, by the guides' names."""
-        return self._waiting | {g._pyro_name: trainer.state_dict() for g, trainer in self._trainers.items()}
+        """Adversaries' optimisers and averages of the samplers' weights, by the guides' names; see ``LOSS``."""
+        own = {"bound": self._bound.state_dict(), "skipped_in_a_row": self._skipped_in_a_row, "caution": self.caution}
+        return {LOSS: own} | self._waiting | {g._pyro_name: t.state_dict() for g, t in self._trainers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; states of guides not yet met wait for them."""
         by_name = {guide._pyro_name: trainer for guide, trainer in self._trainers.items()}
         for name, value in state.items():
-            if name in by_name:
+            if name == LOSS:
+                self._bound.load_state_dict(value["bound"])
+                self._skipped_in_a_row, self.caution = value["skipped_in_a_row"], value["caution"]
+            elif name in by_name:
                 by_name[name].load_state_dict(value)
             else:
                 self._waiting[name] = copy.deepcopy(value)
 
-
-class _Annealed:
-    """Context in which the guides' terms are annealed; gives the model scaled to match."""
-
-    def __init__(self, model: Model, guides: list[AVBGuide], beta: float) -> None:
-        self.model, self.guides, self.beta = model, guides, beta
-
-    def __enter__(self) -> Model:
-        for g in self.guides:
-            g._beta = self.beta
-        return self.model if self.beta == 1.0 else poutine.scale(self.model, scale=self.beta)
-
-    def __exit__(self, *exception: object) -> None:
-        for g in self.guides:
-            g._beta = 1.0
+    def forget(self, guide: AVBGuide) -> None:
+        """Drop the state of a guide's adversary, as before its stage."""
+        self._trainers.pop(guide, None)
+        self._waiting.pop(guide._pyro_name, None)
 
 
 def _avb_guides(guide: Any) -> list[AVBGuide]:
@@ -386,18 +409,3 @@ def _avb_guides(guide: Any) -> list[AVBGuide]:
     if not guides:
         raise TypeError(f"guide must be an AVBGuide or a module that holds one, found {type(unwrapped).__name__}")
     return guides
-
-
-def _with_gradient(guide: Any) -> list[Tensor]:
-    """All parameters that the outer step may have given a gradient: the guide's and those in Pyro's store."""
-    unwrapped = poutine.unwrap(guide)
-    own = list(unwrapped.parameters()) if isinstance(unwrapped, nn.Module) else []
-    stored = [p for _, p in pyro.get_param_store().named_parameters()]
-    return [p for p in {id(p): p for p in (*own, *stored)}.values() if p.grad is not None]
-
-
-def _explain(what: str) -> str:
-    return (
-        f"{what}: the log-density or its gradient is NaN or infinite where the guide draws. Check the model for "
-        "divisions by zero, overflows and hard constraints (declare a support instead), and the data for NaN"
-    )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from .checkpoints import read_file, write_atomically
 from .diagnostics import StageComparison, Verdict
 from .errors import CheckpointError
 from .estimates import Estimate
@@ -27,6 +26,10 @@ from .targets import Model, UnconstrainedTarget
 
 FORMAT = "avbvi-posterior"
 VERSION = 2
+#: What a file of a fit has beside format and version.
+KEYS = frozenset(
+    {"parts", "guide", "sites", "needs_model", "vectorize", "model", "verdict", "comparison", "hmc_steps", "run"}
+)
 ROLES = ("trunk", "sampler", "contrast", "adversary")
 
 
@@ -36,7 +39,8 @@ class Run:
 
     ``history`` holds lists of equal length: ``step``, ``elbo`` (noisy estimate at that step) and
     ``stage`` (0 trunk, 1 adversarial). ``stopped_at`` is the step at which a stopping rule found the trunk
-    converged; None where it did not, or there was no rule.
+    converged; None where it did not, or there was no rule. ``rollbacks`` counts how often the run broke down and went
+    on from an earlier state with half the learning rates; ``interrupted``, whether Ctrl-C ended it.
     """
 
     seed: int | None = None
@@ -44,6 +48,8 @@ class Run:
     seconds: float = 0.0
     skipped_steps: int = 0
     stopped_at: int | None = None
+    rollbacks: int = 0
+    interrupted: bool = False
     history: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "elbo": [], "stage": []})
 
 
@@ -303,48 +309,6 @@ def read_comparison(plain: dict[str, Any] | None) -> StageComparison | None:
     return StageComparison(**arguments)
 
 
-def write_atomically(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """``torch.save`` through a temporary file beside the target, so that a crash leaves the old file whole."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_file(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
-    """Read a file that :func:`write_atomically` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, or of another kind or version.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(
-            f"{str(path)!r} can't be read; it is damaged or was not written by avbvi: {error}"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != expected:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{str(path)!r} is no {expected} file (found {found!r})")
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{str(path)!r} has version {content.get('version')} of the {expected} format; this avbvi reads {VERSION}"
-        )
-    return content
-
-
 def load(
     path: str | os.PathLike[str], model: Model, *args: Any, guide: AVBGuide | None = None, **kwargs: Any
 ) -> Posterior:
@@ -361,7 +325,7 @@ def load(
         CheckpointError: the file is damaged, foreign, belongs to another model, or has custom parts and no
             ``guide`` is given.
     """
-    content = read_file(path, FORMAT)
+    content = read_file(path, FORMAT, VERSION, KEYS)
     if guide is None:
         custom = sorted(role for role, plain in content["parts"].items() if plain is None)
         if custom:

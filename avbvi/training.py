@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,33 +13,43 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checkpoints import check_path, read_file, write_atomically
 from .devices import moved
-from .diagnostics import judge
+from .diagnostics import Verdict, judge
 from .elbo import AdversarialELBO
-from .errors import CheckpointError
-from .guides import AVBGuide
-from .posterior import (
-    VERSION,
-    Posterior,
-    Run,
-    guide_elbo,
-    part_configurations,
-    plain_comparison,
-    read_comparison,
-    read_file,
-    site_table,
-    write_atomically,
-)
+from .errors import CheckpointError, FitFailed, NonFiniteError
+from .guides import TRUNK, AVBGuide
+from .interrupts import Interrupt
+from .posterior import Posterior, Run, guide_elbo, part_configurations, plain_comparison, read_comparison, site_table
+from .recovery import MANY_ROLLBACKS, Recovery
 from .rng import rng_state, rng_untouched, seeded, set_rng_state
-from .schedules import Clock, OpenEnded, ScheduledAdam
+from .schedules import Clock, OpenEnded
 from .starts import LaplaceModes
 from .stopping import Stopping
 from .targets import Model
+from .training_state import TrainingState, named_parameters
 
 FORMAT = "avbvi-checkpoint"
+VERSION = 2
+#: What a checkpoint has beside format and version.
+KEYS = frozenset(
+    {
+        "fingerprint",
+        "parts",
+        "sites",
+        "state",
+        "recovery",
+        "rng",
+        "elapsed",
+        "smoothed",
+        "history",
+        "open_ended",
+        "comparison",
+        "modes",
+    }
+)
 DEFAULT_STEPS = 5000
 #: Maximum of runs that a stopping rule ends.
 MOST_STEPS = 20 * DEFAULT_STEPS
@@ -64,6 +76,10 @@ def fit(
 ) -> Posterior:
     """Fit a model's posterior and judge the result.
 
+    A run that breaks down goes back to its last good state with half the learning rates. Ctrl-C ends it after the step
+    under way: the posterior so far is returned, its verdict says so, and ``checkpoint`` can be taken up again. A second
+    Ctrl-C raises.
+
     Args:
         model: a Pyro model or a :class:`~avbvi.LogDensity`.
         args, model_kwargs: the model's arguments.
@@ -87,8 +103,9 @@ def fit(
         ValueError: both ``steps`` and ``minutes``, a non-positive one, a ``guide`` that was trained before, or
             ``stopping`` with ``minutes`` or without a trunk to train.
         ModelError: the model can't be fitted (see :class:`~avbvi.AVBGuide`).
-        NonFiniteError: losses or gradients stayed NaN or infinite.
-        CheckpointError: ``checkpoint`` is damaged or belongs to another run.
+        FitFailed: the run broke down again and again; the error's ``posterior`` is that of the last good state.
+        CheckpointError: ``checkpoint`` is damaged, a folder, belongs to another run, or is of another version.
+        FileNotFoundError: the folder of ``checkpoint`` does not exist.
     """
     if steps is not None and minutes is not None:
         raise ValueError("give either steps or minutes, not both")
@@ -105,6 +122,8 @@ def fit(
         raise ValueError(f"guide was trained before ({int(guide.step_count)} steps); fit needs an untrained one")
     if steps is None and minutes is None:
         steps = DEFAULT_STEPS if stopping is None else MOST_STEPS
+    if checkpoint is not None:
+        check_path(checkpoint)
     kwargs = dict(model_kwargs or {})
     if device is not None:
         args = tuple(moved(a, device) for a in args)
@@ -138,13 +157,14 @@ class Trainer:
     ) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.guide, self.elbo = guide, elbo
-        self.optimiser: ScheduledAdam | None = None
         self.lr = lr
-        self.names: list[str] = []
+        self.state = TrainingState(guide, elbo, lr)
+        self.recovery = Recovery(self.state)
         self.run = Run()
         self.open_ended: OpenEnded | None = None
         self.elapsed_before = 0.0
         self._smoothed = float("nan")
+        self._share = 1.0
 
     def train(
         self,
@@ -156,7 +176,9 @@ class Trainer:
     ) -> Posterior:
         """Train to the end and judge."""
         started = time.monotonic()
+        self.elbo.begin_run()
         self.elbo.steps, self.elbo.open_ended = steps, self.open_ended
+        self.elbo.before_adversarial = self.recovery.best.restore
         if minutes is not None:
             self.elbo.clock = Clock(60.0 * minutes)
         try:
@@ -166,16 +188,15 @@ class Trainer:
                 tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
                 self._loop(started, bar, checkpoint)
-                if self.elbo.clock is not None:
-                    bar.set_postfix_str("comparing the stages")
-                    self.elbo.finish(self.guide)
+                bar.set_postfix_str("comparing the stages")
+                self._finish()
+        except FitFailed as error:
+            error.posterior = self._failed(str(error), started)
+            raise
         finally:
             self.elbo.steps, self.elbo.clock, self.elbo.open_ended = None, None, None
-        self.run.seconds = self.elapsed_before + time.monotonic() - started
-        self.run.steps = int(self.guide.step_count)
-        self.run.skipped_steps = int(self.guide.skipped_steps)
-        if self.open_ended is not None and self.open_ended.rule.stopped_at is not None:
-            self.run.stopped_at = self.open_ended.decay_from
+            self.elbo.begin_run()
+        self._close(started)
         return self._judged()
 
     def _prepare(self, steps: int | None, minutes: float | None, checkpoint: str | PathLike[str] | None) -> None:
@@ -188,7 +209,8 @@ class Trainer:
         }
         if self.open_ended is not None:
             self.fingerprint["stopping"] = self.open_ended.rule.settings()
-        if checkpoint is not None and Path(checkpoint).exists():
+        resumes = checkpoint is not None and Path(checkpoint).exists()
+        if checkpoint is not None and resumes:
             self.guide.setup(*self.args, **self.kwargs)
             self._resume(checkpoint)
             if self.elbo.clock is not None:
@@ -201,46 +223,63 @@ class Trainer:
             raise ValueError("stopping ends the training of a trunk, and this guide's has nothing to train; give steps")
         # One evaluation with Pyro's validation on: misshapen sites and arguments fail here, with their names.
         with torch.no_grad(), pyro.validation_enabled(True), rng_untouched():
-            self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
+            loss = self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
+        if not resumes:
+            self.recovery.begin(loss)
 
     def _loop(self, started: float, bar: Any, checkpoint: str | PathLike[str] | None) -> None:
         saved = time.monotonic()
-        while self.elbo.progress(self.guide) < 1.0:
-            loss = self.step()
-            count = int(self.guide.step_count)
-            if self.open_ended is not None:
-                self.open_ended.update(count, -loss)
-                self.elbo.steps = self.open_ended.steps
-            self._smoothed = -loss if self._smoothed != self._smoothed else 0.98 * self._smoothed - 0.02 * loss
-            if count % RECORD_EVERY == 0:
-                self._record(count, loss)
-                stage = "adversarial" if int(self.guide.adversarial_steps) else "trunk"
-                bar.set_postfix_str(f"ELBO {self._smoothed:.3f}, {stage} stage", refresh=False)
-                bar.update(self.elbo.progress(self.guide) - bar.n)
-            if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+        with Interrupt() as interrupt:
+            while self.elbo.progress(self.guide) < 1.0 and not interrupt.asked:
+                try:
+                    self._advance(bar)
+                except KeyboardInterrupt:  # raised by somebody's own handler, or by the model
+                    interrupt.asked = True
+                    self.recovery.restore_last()
+                if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._save(checkpoint, self.elapsed_before + time.monotonic() - started)
+                    saved = time.monotonic()
+            self._share = self.elbo.progress(self.guide)
+            self.run.interrupted = self._share < 1.0
+            self.recovery.look()
+            if not int(self.guide.adversarial_steps):
+                self.recovery.best.restore(self.guide)
+            bar.update(self._share - bar.n)
+            if checkpoint is not None:
                 self._save(checkpoint, self.elapsed_before + time.monotonic() - started)
-                saved = time.monotonic()
-        bar.update(1.0 - bar.n)
-        if checkpoint is not None:
-            self._save(checkpoint, self.elapsed_before + time.monotonic() - started)
+
+    def _advance(self, bar: Any) -> None:
+        """One step, noted and watched."""
+        try:
+            loss = self.step()
+        except FitFailed:
+            raise
+        except NonFiniteError as error:
+            self.recovery.roll_back(str(error))
+            return
+        count = int(self.guide.step_count)
+        if self.open_ended is not None:
+            self.open_ended.update(count, -loss)
+            self.elbo.steps = self.open_ended.steps
+        if math.isfinite(loss):
+            self._smoothed = -loss if self._smoothed != self._smoothed else 0.98 * self._smoothed - 0.02 * loss
+        if count % RECORD_EVERY == 0:
+            self._record(count, loss)
+            stage = "adversarial" if int(self.guide.adversarial_steps) else "trunk"
+            bar.set_postfix_str(f"ELBO {self._smoothed:.3f}, {stage} stage", refresh=False)
+            bar.update(self.elbo.progress(self.guide) - bar.n)
+        self.recovery.observe(loss)
 
     def step(self) -> float:
         """One step, the same as ``SVI.step`` with ``elbo.optimizer(lr)``; returns the loss."""
-        with poutine.trace(param_only=True) as capture:
-            loss = self.elbo.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
-        named = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-        self._optimise(named)
+        try:
+            with poutine.trace(param_only=True) as capture:
+                loss = self.elbo.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a matrix of the model is singular at some draw
+            self.elbo.skip(self.guide)
+            return math.nan
+        self.state.optimise(named_parameters(capture.trace))
         return loss
-
-    def _optimise(self, named: dict[str, Tensor]) -> None:
-        new = [name for name in named if name not in self.names]
-        if self.optimiser is None:
-            self.optimiser = ScheduledAdam([{"params": []}], lr=self.lr, factor=self.elbo.lr_factor)
-        for name in new:
-            self.optimiser.param_groups[0]["params"].append(named[name])
-            self.names.append(name)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
 
     def _record(self, count: int, loss: float) -> None:
         self.run.history["step"].append(float(count))
@@ -248,20 +287,77 @@ class Trainer:
         # Not guide.stage: after the last step that already tells which stage was kept.
         self.run.history["stage"].append(float(int(self.guide.adversarial_steps) > 0))
 
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Choose the stage, where the run's last step has not done so."""
+        if self.guide.comparison is not None:
+            return
+        try:
+            self.elbo.finish(self.guide)
+        except KeyboardInterrupt:
+            if self.run.interrupted:
+                raise
+            self.run.interrupted = True
+            if self.guide.part("trunk").is_trainable:
+                self.guide.stage.fill_(TRUNK)  # its density is exact
+
+    def _close(self, started: float) -> None:
+        self.run.seconds = self.elapsed_before + time.monotonic() - started
+        self.run.steps = int(self.guide.step_count)
+        self.run.skipped_steps = int(self.guide.skipped_steps)
+        self.run.rollbacks = self.recovery.rollbacks
+        if self.open_ended is not None and self.open_ended.rule.stopped_at is not None:
+            self.run.stopped_at = self.open_ended.decay_from
+
     def _judged(self) -> Posterior:
         target = self.guide.target(*self.args, **self.kwargs)
         assert target is not None
         comparison = self.guide.comparison
-        verdict = judge(
-            self.guide,
-            target,
-            guide_elbo(self.guide, target, 20_000),
-            skipped=self.run.skipped_steps,
-            steps=self.run.steps,
-            comparison=comparison,
-        )
+        try:
+            verdict = judge(
+                self.guide,
+                target,
+                guide_elbo(self.guide, target, 20_000),
+                skipped=self.run.skipped_steps,
+                steps=self.run.steps,
+                comparison=comparison,
+            )
+        except KeyboardInterrupt:
+            if self.run.interrupted:
+                raise
+            self.run.interrupted = True
+            verdict = Verdict("suspect", ["the fit was not judged"])
+        return self._posterior(self._amended(verdict))
+
+    def _amended(self, verdict: Verdict) -> Verdict:
+        """The verdict with what the run itself tells: rollbacks and an interruption."""
+        status, reasons = verdict.status, list(verdict.reasons)
+        if self.run.rollbacks:
+            if status == "ok" and self.run.rollbacks > MANY_ROLLBACKS:
+                status = "suspect"
+            reasons.append(
+                f"the run broke down {self.run.rollbacks} times and went on from an earlier state with halved learning "
+                f"rates; the last time at {self.recovery.reasons[-1]}"
+            )
+        if self.run.interrupted:
+            status = "suspect" if status == "ok" else status
+            reasons.append(f"interrupted after {self.run.steps} steps, {self._share:.0%} of the run")
+        figures = {**verdict.figures, "rollbacks": float(self.run.rollbacks)}
+        return replace(verdict, status=status, reasons=reasons, figures=figures)
+
+    def _failed(self, reason: str, started: float) -> Posterior:
+        """The last good state as a posterior whose verdict is "failed"."""
+        self._close(started)
+        try:
+            judged = self._judged().verdict
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            judged = Verdict("failed", [f"the fit can't be judged: {error}"])
+        return self._posterior(replace(judged, status="failed", reasons=[reason, *judged.reasons]))
+
+    def _posterior(self, verdict: Verdict) -> Posterior:
         # Close to the posterior nothing is left to mend; a model that runs draw by draw would take too long.
-        hmc_steps = HMC_STEPS if target.vectorize and not bool(self.guide.trunk_suffices) else 0
+        hmc_steps = HMC_STEPS if self.elbo.vectorize_particles and not bool(self.guide.trunk_suffices) else 0
         return Posterior(
             self.model,
             self.guide,
@@ -269,14 +365,13 @@ class Trainer:
             self.kwargs,
             verdict=verdict,
             run=self.run,
-            comparison=comparison,
+            comparison=self.guide.comparison,
             hmc_steps=hmc_steps,
         )
 
     # -- checkpoints ------------------------------------------------------------------------------------
 
     def _save(self, path: str | PathLike[str], elapsed: float) -> None:
-        own = {id(p) for p in self.guide.parameters()}
         write_atomically(
             path,
             {
@@ -285,15 +380,8 @@ class Trainer:
                 "fingerprint": self.fingerprint,
                 "parts": part_configurations(self.guide),
                 "sites": site_table(self.guide),
-                "guide": self.guide.state_dict(),
-                "model": {
-                    name: p.detach()
-                    for name, p in pyro.get_param_store().named_parameters()
-                    if name in self.names and id(p) not in own
-                },
-                "optimiser": self.optimiser.state_dict() if self.optimiser else None,
-                "names": [self._portable(name) for name in self.names],
-                "adversary_optimiser": list(self.elbo.state_dict().values()),
+                "state": self.state.capture(),
+                "recovery": self.recovery.state_dict(),
                 "rng": rng_state(),
                 "elapsed": elapsed,
                 "open_ended": None if self.open_ended is None else self.open_ended.state_dict(),
@@ -304,13 +392,8 @@ class Trainer:
             },
         )
 
-    def _portable(self, name: str) -> str:
-        """A parameter's name in Pyro's store without the guide's own, which differs from process to process."""
-        prefix = f"{self.guide._pyro_name}."
-        return name.replace(prefix, "guide:", 1) if name.startswith(prefix) else name
-
     def _resume(self, path: str | PathLike[str]) -> None:
-        content = read_file(path, FORMAT)
+        content = read_file(path, FORMAT, VERSION, KEYS)
         for key, mine in (
             ("fingerprint", self.fingerprint),
             ("parts", part_configurations(self.guide)),
@@ -321,14 +404,12 @@ class Trainer:
                     f"checkpoint={str(path)!r} belongs to another run: its {key} is {content[key]}, this run's is "
                     f"{mine}; repeat that run's arguments or choose another file"
                 )
-        self.guide.load_state_dict(content["guide"])
-        # One step on throw-away state registers the parameters with Pyro, then all of it is restored.
-        self._register(content["names"], content["model"])
-        if content["optimiser"] is not None:
-            assert self.optimiser is not None
-            self.optimiser.load_state_dict(content["optimiser"])
-        for state in content["adversary_optimiser"]:
-            self.elbo.load_state_dict({self.guide._pyro_name: state})
+        self.guide.load_state_dict(content["state"]["guide"])
+        # One evaluation on throw-away state registers the parameters with Pyro, then all of it is restored.
+        with torch.no_grad(), poutine.trace(param_only=True) as capture, poutine.block(hide_types=["sample"]):
+            self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
+        self.state.resume(content["state"], named_parameters(capture.trace))
+        self.recovery.load_state_dict(content["recovery"])
         if self.open_ended is not None:
             self.open_ended.load_state_dict(content["open_ended"])
             self.elbo.steps = self.open_ended.steps
@@ -338,30 +419,3 @@ class Trainer:
         self.elapsed_before = content["elapsed"]
         self._smoothed = content["smoothed"]
         set_rng_state(content["rng"])
-
-    def _register(self, portable: list[str], values: dict[str, Tensor]) -> None:
-        prefix = f"{self.guide._pyro_name}."
-        own = {f"guide:{_store_name(name)}": p for name, p in self.guide.named_parameters()}
-        with torch.no_grad(), poutine.trace(param_only=True) as capture, poutine.block(hide_types=["sample"]):
-            self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
-        seen = {self._portable(n): s["value"].unconstrained() for n, s in capture.trace.nodes.items()}
-        for name in portable:
-            parameter = own.get(name, seen.get(name))
-            if parameter is None:
-                raise CheckpointError(f"the checkpoint has a parameter {name!r} that this model and guide lack")
-            if name in values:
-                with torch.no_grad():
-                    parameter.copy_(values[name])
-            self._optimise_later(name.replace("guide:", prefix, 1), parameter)
-
-    def _optimise_later(self, name: str, parameter: Tensor) -> None:
-        if self.optimiser is None:
-            self.optimiser = ScheduledAdam([{"params": []}], lr=self.lr, factor=self.elbo.lr_factor)
-        self.optimiser.param_groups[0]["params"].append(parameter)
-        self.names.append(name)
-
-
-def _store_name(name: str) -> str:
-    """A guide parameter's name as Pyro's store has it: module$$$rest."""
-    module, _, rest = name.partition(".")
-    return f"{module}$$${rest}" if rest else name

@@ -20,8 +20,8 @@ import avbvi
 from avbvi import AdversarialELBO, AVBGuide, CheckpointError, IdentityTrunk, Posterior, Schedule, Stopping
 from avbvi import elbo as elbo_module
 from avbvi import training as training_module
+from avbvi.checkpoints import write_atomically
 from avbvi.diagnostics import choose_stage, judge
-from avbvi.posterior import write_atomically
 
 X = torch.linspace(-1.0, 2.0, 12)
 Y = 0.7 - 0.4 * X + 0.5 * torch.sin(17.0 * X)

@@ -1,0 +1,88 @@
+"""Gradients that are not finite, or larger by far than they use to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+#: A gradient may be as many times longer than the mean of those before.
+LONGEST = 10.0
+DECAY = 0.98
+
+
+class GradientBound:
+    """Bounds a gradient's norm by a multiple of the running mean of the bounded norms before it.
+
+    Adam divides by a root mean square over a thousand steps: a single gradient that is a thousand times as long as
+    usual moves all parameters by about (1 - beta1) / sqrt(1 - beta2), some sixteen times the learning rate, and
+    brings them to a halt afterwards. The bound follows a lasting change of scale within some dozens of steps.
+
+    Args:
+        longest: the multiple, > 1.
+        decay: of the running mean, in (0, 1); the first steps count for more.
+
+    Raises:
+        ValueError: ``longest`` or ``decay`` is out of range.
+    """
+
+    def __init__(self, longest: float = LONGEST, decay: float = DECAY) -> None:
+        if not longest > 1.0:
+            raise ValueError(f"longest must be more than 1, found {longest}")
+        if not 0.0 < decay < 1.0:
+            raise ValueError(f"decay must be in (0, 1), found {decay}")
+        self.longest = longest
+        self.decay = decay
+        self.mean = 0.0
+        self.count = 0
+
+    @torch.no_grad()
+    def apply(self, gradients: Sequence[Tensor]) -> bool:
+        """Shorten gradients of one step, in place, if they are too long together; False if they are not finite."""
+        if not gradients:
+            return True
+        norm = float(get_total_norm(gradients))
+        if not math.isfinite(norm):
+            return False
+        factor = self.factor(norm)
+        if factor < 1.0:
+            torch._foreach_mul_(list(gradients), factor)
+        return True
+
+    def factor(self, norm: float) -> float:
+        """What a gradient of this norm is to be multiplied by, in (0, 1]; the running mean moves on."""
+        bounded = min(norm, self.longest * self.mean) if self.mean > 0.0 else norm
+        decay = min(self.decay, (1.0 + self.count) / (10.0 + self.count)) if self.mean > 0.0 else 0.0
+        self.mean = decay * self.mean + (1.0 - decay) * bounded
+        self.count += 1
+        return 1.0 if bounded >= norm else bounded / norm
+
+    def state_dict(self) -> dict[str, float]:
+        """The running mean, as plain data."""
+        return {"mean": self.mean, "count": float(self.count)}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.mean, self.count = state["mean"], int(state["count"])
+
+
+def with_gradient(guide: Any) -> list[Tensor]:
+    """All parameters that the outer step may have given a gradient: the guide's and those in Pyro's store."""
+    unwrapped = poutine.unwrap(guide)
+    own = list(unwrapped.parameters()) if isinstance(unwrapped, nn.Module) else []
+    stored = [p for _, p in pyro.get_param_store().named_parameters()]
+    return [p for p in {id(p): p for p in (*own, *stored)}.values() if p.grad is not None]
+
+
+def explain_non_finite(what: str) -> str:
+    """What was found, why it is so and what to look at."""
+    return (
+        f"{what}: the log-density or its gradient is NaN or infinite where the guide draws. Check the model for "
+        "divisions by zero, overflows and hard constraints (declare a support instead), and the data for NaN"
+    )
