@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from .adversarial import adversary_logits
-from .diagnostics import trunk_weights
+from .annealing import Annealed
+from .distributions import Draw
 from .errors import FitFailed
 from .gradients import explain_non_finite
 from .guides import AVBGuide
@@ -20,14 +21,21 @@ from .rng import seeded
 from .training_state import TrainingState
 from .trunks import IdentityTrunk
 
+#: Entry of a trunk's state that tells which candidate is in force.
+CHOICE = ("active",)
 #: Steps between looks at the fit's health; each good look takes a snapshot.
 CHECK_EVERY = 50
 MOST_ROLLBACKS = 10
 #: More than so many are no accident: the verdict is at least suspect.
-MANY_ROLLBACKS = 2
+MANY_ROLLBACKS = 5
 DRAWS = 256
-#: An ELBO this many times its own scale below the last one is no noise.
-FALL = 100.0
+#: A trunk is lost when its ELBO is so many nats, and one more for each dimension, below that of an earlier trunk.
+TRUNK_FALL = 10.0
+#: A learned ELBO has fallen when it lies this many times its own scale below the last one: within the stage in units
+#: of its scatter, at the stage's beginning of its size.
+FALL, FALL_AT_ENTRY = 10.0, 100.0
+#: Nats by which the start has to be better than the trained trunk to be taken instead.
+START_GAIN = 1.0
 #: A standard deviation may change by this factor from one look to the next, in base coordinates that a trunk has
 #: scaled also from the standard normal.
 SPREAD = 1e3
@@ -37,7 +45,7 @@ LARGEST_LOG_RATIO, LARGEST_LOSS = 1e5, 100.0
 
 @dataclass(frozen=True)
 class Level:
-    """Where the ELBO stood at a look: median and interquartile range of the steps' estimates, beta, stage."""
+    """Where the steps' ELBO estimates stood at a look: median, interquartile range, beta, stage."""
 
     median: float
     width: float
@@ -45,58 +53,71 @@ class Level:
     adversarial: bool
 
 
-class BestState:
-    """The best of the states of a module that were offered, by a value that may be noisy.
+def trunk_elbo_terms(guide: AVBGuide, trunk_state: dict[str, Tensor], n: int) -> Tensor:
+    """Terms (n,) of the exact, annealed ELBO of a trunk in another state, always by the same noise."""
+    target = guide.target()
+    assert target is not None
+    trunk = guide.part("trunk")
+    now = _copy(trunk)
+    trunk.load_state_dict(trunk_state)
+    try:
+        with seeded(0):
+            base = guide.trunk_base(torch.Size((n,)))
+        z, log_det = trunk(base)
+        return (guide.log_p(target, Draw(z, base, log_det)) - trunk.base_log_prob(base)).double()
+    finally:
+        trunk.load_state_dict(now)
 
-    A trunk's exact ELBO is the value here. Because the best of many noisy values is too good, it only names a
-    candidate; :meth:`restore` judges it against the last state.
+
+class BestState:
+    """The best of the states of a trunk that were offered, by an ELBO that may be noisy.
+
+    Because the best of many noisy values is too good, it only names a candidate; :meth:`restore` judges it against
+    the last state.
     """
 
     def __init__(self) -> None:
         self.value = -math.inf
-        self._state: dict[str, Tensor] | None = None
+        #: State of the trunk.
+        self.trunk: dict[str, Tensor] | None = None
 
-    def offer(self, module: nn.Module, value: float) -> None:
-        """Remember the module's state if its value is the highest so far."""
+    def offer(self, guide: AVBGuide, value: float) -> None:
+        """Remember the trunk's state if its value is the highest so far."""
         if value > self.value:
             self.value = value
-            self._state = {name: t.detach().clone() for name, t in module.state_dict().items()}
+            self.trunk = _copy(guide.part("trunk"))
 
     @torch.no_grad()
-    def restore(self, guide: AVBGuide, n: int = 4000) -> bool:
+    def restore(self, guide: AVBGuide, least_gain: float = 0.0, n: int = 4000) -> bool:
         """Give the guide's trunk the best state if its exact ELBO is the higher one; whether it was.
 
-        Both are evaluated with the same n draws, and the difference has to be more than two standard errors: else
-        the last state stays.
+        Both are evaluated with the same n draws, and the difference has to be more than two standard errors and
+        ``least_gain``: else the last state stays.
         """
-        target = guide.target()
-        trunk = guide.part("trunk")
-        if self._state is None or target is None:
+        if self.trunk is None:
             return False
-        last = {name: t.detach().clone() for name, t in trunk.state_dict().items()}
-
-        def terms() -> Tensor:
-            with seeded(0):
-                return trunk_weights(guide, target, n)[1].double()
-
-        of_last = terms()
-        trunk.load_state_dict(self._state)
-        difference = terms() - of_last
-        if bool(torch.isfinite(of_last).all()):
-            better = float(difference.mean()) > 2.0 * float(difference.std()) / math.sqrt(n)
+        trunk = guide.part("trunk")
+        last, best = (trunk_elbo_terms(guide, state, n) for state in (_copy(trunk), self.trunk))
+        if bool(torch.isfinite(last).all()):
+            gain = best - last
+            better = float(gain.mean()) > max(2.0 * float(gain.std()) / math.sqrt(n), least_gain)
         else:
-            better = bool(torch.isfinite(difference + of_last).all())
-        if not better:
-            trunk.load_state_dict(last)
+            better = bool(torch.isfinite(best).all())
+        if better:
+            trunk.load_state_dict(self.trunk)
         return better
 
     def state_dict(self) -> dict[str, Any]:
         """Value and state as plain data, for checkpoints."""
-        return {"value": self.value, "state": self._state}
+        return {"value": self.value, "state": self.trunk}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self.value, self._state = state["value"], state["state"]
+        self.value, self.trunk = state["value"], state["state"]
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in module.state_dict().items()}
 
 
 class Recovery:
@@ -119,8 +140,10 @@ class Recovery:
         self.rollbacks = 0
         #: What was found, for each rollback.
         self.reasons: list[str] = []
-        #: The trunk with the highest ELBO at a look, at beta = 1.
-        self.best = BestState()
+        #: The trunk at the start, and the one with the highest ELBO at a look since, at beta = 1.
+        self.start, self.best = BestState(), BestState()
+        #: Whether the start was better than what training made of it, and was taken instead.
+        self.kept_start = False
         self._losses: list[float] = []
         self._skipped_steps = 0
         self._skipped_before = 0
@@ -128,9 +151,14 @@ class Recovery:
 
     def begin(self, loss: float) -> None:
         """Take the first snapshot, of an untrained guide whose -ELBO is ``loss``."""
-        level = Level(-loss, abs(loss), 0.0, False) if math.isfinite(loss) else None
-        self._skipped_before = int(self.guide.skipped_steps)
-        self._keep(level)
+        if self.guide.part("trunk").is_trainable:
+            self.start.offer(self.guide, -loss)
+        self._keep(Level(-loss, abs(loss), 0.0, False) if math.isfinite(loss) else None)
+
+    def restore_best(self, guide: AVBGuide) -> None:
+        """Give the guide the best of its trunks so far; for the end of the trunk's training."""
+        self.best.restore(guide)
+        self.kept_start = self.start.restore(guide, START_GAIN) or self.kept_start
 
     def observe(self, loss: float) -> None:
         """Note one step's loss; look at the fit's health when it is time.
@@ -157,12 +185,9 @@ class Recovery:
             self.roll_back(symptom)
             return
         last = self._last_level()
-        trunk = self.guide.part("trunk")
         # The window before has to have ended at beta = 1: this one's values are then all of the same target.
-        exact = last is not None and level is not None and last.beta == level.beta == 1.0 and not level.adversarial
-        if exact and trunk.is_trainable:
-            assert level is not None
-            self.best.offer(trunk, level.median)
+        if self._trains_trunk() and level is not None and last is not None and last.beta == level.beta == 1.0:
+            self.best.offer(self.guide, level.median)
         self._keep(level or last)
 
     def roll_back(self, symptom: str) -> None:
@@ -211,14 +236,47 @@ class Recovery:
     def _symptom(self, level: Level | None) -> str | None:
         if 2 * self._skipped_steps > len(self._losses):
             return explain_non_finite(f"{self._skipped_steps} of {len(self._losses)} steps had to be skipped")
-        last = self._last_level()
-        if level is not None and last is not None:
-            same = level.adversarial == last.adversarial and level.beta == last.beta == 1.0
-            # While the target is annealed, and from one stage to the next, the ELBO itself changes its scale.
-            scale = last.width if same else abs(last.median)
-            if last.median - level.median > FALL * (self.guide.part("trunk").base_dim + scale):
-                return f"the ELBO fell from {last.median:.4g} to {level.median:.4g}"
+        fallen = self._fallen_trunk() if self._trains_trunk() else self._fallen_level(level)
+        if fallen is not None:
+            return fallen
         return broken_state(self.guide, self._snapshots[-1]["spread"] if self._snapshots else None)
+
+    def _trains_trunk(self) -> bool:
+        return not int(self.guide.adversarial_steps) and bool(self.guide.part("trunk").is_trainable)
+
+    @torch.no_grad()
+    def _fallen_trunk(self) -> str | None:
+        """Compare the trunk with the last good one and the start, by the same draws and at the same beta."""
+        now = _copy(self.guide.part("trunk"))
+        prefix = "trunk."
+        last = {k[len(prefix) :]: v for k, v in self._snapshots[-1]["state"]["guide"].items() if k.startswith(prefix)}
+        with Annealed(None, [self.guide], self.state.elbo.beta):
+            terms = trunk_elbo_terms(self.guide, now, DRAWS)
+            for earlier, when in ((last, f"{CHECK_EVERY} steps before"), (self.start.trunk, "at the start")):
+                if earlier is None:
+                    continue
+                # Of several candidates each is compared with itself: another may be better or worse by far.
+                earlier = earlier | {name: now[name] for name in CHOICE if name in now}
+                fall = trunk_elbo_terms(self.guide, earlier, DRAWS) - terms
+                # A few draws far out may have any value; the mean of the middle nine tenths is that of most.
+                fall = fall.nan_to_num(math.inf, math.inf, -math.inf).sort().values[DRAWS // 20 : -(DRAWS // 20)]
+                nats = float(fall.mean())
+                if nats > TRUNK_FALL + self.guide.part("trunk").base_dim:
+                    return f"the ELBO is {nats:.4g} nats below that of the trunk {when}"
+        return None
+
+    def _fallen_level(self, level: Level | None) -> str | None:
+        last = self._last_level()
+        if level is None or last is None:
+            return None
+        same = level.adversarial == last.adversarial
+        dim = self.guide.part("trunk").base_dim
+        # From one stage to the next, and while the target is annealed, the ELBO itself changes its scale.
+        steady = same and level.beta == last.beta == 1.0
+        fall = FALL * (dim + last.width) if steady else FALL_AT_ENTRY * (dim + abs(last.median))
+        if last.median - level.median > fall:
+            return f"the ELBO fell from {last.median:.4g} to {level.median:.4g}"
+        return None
 
     def _keep(self, level: Level | None) -> None:
         snapshot = {
@@ -244,7 +302,9 @@ class Recovery:
             "skipped_steps": self._skipped_steps,
             "skipped_before": self._skipped_before,
             "snapshots": list(self._snapshots),
+            "start": self.start.state_dict(),
             "best": self.best.state_dict(),
+            "kept_start": self.kept_start,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -252,7 +312,9 @@ class Recovery:
         self.rollbacks, self.reasons = state["rollbacks"], list(state["reasons"])
         self._losses, self._snapshots = list(state["losses"]), list(state["snapshots"])
         self._skipped_steps, self._skipped_before = state["skipped_steps"], state["skipped_before"]
+        self.start.load_state_dict(state["start"])
         self.best.load_state_dict(state["best"])
+        self.kept_start = state["kept_start"]
 
 
 @torch.no_grad()
@@ -285,9 +347,11 @@ def broken_state(guide: AVBGuide, last_spread: Tensor | None = None) -> str | No
         references.append(torch.ones_like(spread))
     for reference in references:
         ratio = spread / reference
-        for extreme, what in ((float(ratio.min()), "collapsed"), (float(ratio.max()), "exploded")):
-            if not 1.0 / SPREAD <= extreme <= SPREAD:
-                return f"the sampler {what}: a standard deviation in base coordinates changed by a factor {extreme:.3g}"
+        smallest, largest = float(ratio.min()), float(ratio.max())
+        if smallest < 1.0 / SPREAD:
+            return f"the sampler collapsed: a standard deviation in base coordinates changed by a factor {smallest:.3g}"
+        if largest > SPREAD:
+            return f"the sampler exploded: a standard deviation in base coordinates changed by a factor {largest:.3g}"
     return _broken_adversary(guide)
 
 

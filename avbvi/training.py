@@ -178,7 +178,7 @@ class Trainer:
         started = time.monotonic()
         self.elbo.begin_run()
         self.elbo.steps, self.elbo.open_ended = steps, self.open_ended
-        self.elbo.before_adversarial = self.recovery.best.restore
+        self.elbo.before_adversarial = self.recovery.restore_best
         if minutes is not None:
             self.elbo.clock = Clock(60.0 * minutes)
         try:
@@ -233,7 +233,9 @@ class Trainer:
             while self.elbo.progress(self.guide) < 1.0 and not interrupt.asked:
                 try:
                     self._advance(bar)
-                except KeyboardInterrupt:  # raised by somebody's own handler, or by the model
+                except KeyboardInterrupt:  # the second one, or raised by somebody's own handler
+                    if interrupt.asked:
+                        raise
                     interrupt.asked = True
                     self.recovery.restore_last()
                 if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -243,7 +245,7 @@ class Trainer:
             self.run.interrupted = self._share < 1.0
             self.recovery.look()
             if not int(self.guide.adversarial_steps):
-                self.recovery.best.restore(self.guide)
+                self.recovery.restore_best(self.guide)
             bar.update(self._share - bar.n)
             if checkpoint is not None:
                 self._save(checkpoint, self.elapsed_before + time.monotonic() - started)
@@ -340,6 +342,9 @@ class Trainer:
                 f"the run broke down {self.run.rollbacks} times and went on from an earlier state with halved learning "
                 f"rates; the last time at {self.recovery.reasons[-1]}"
             )
+        if self.recovery.kept_start:
+            status = "suspect" if status == "ok" else status
+            reasons.append("training made the trunk worse than it was at the start, which was kept; try a smaller lr")
         if self.run.interrupted:
             status = "suspect" if status == "ok" else status
             reasons.append(f"interrupted after {self.run.steps} steps, {self._share:.0%} of the run")
