@@ -23,7 +23,7 @@ from .errors import ModelError
 from .layout import LatentLayout
 from .rng import seeded
 from .samplers import ResidualSampler, Sampler, as_sampler
-from .starts import LaplaceModes, judged_by_draws, laplace_modes
+from .starts import FULL_EFFORT, SMALL_EFFORT, Effort, LaplaceModes, find_start
 from .targets import Model, UnconstrainedTarget
 from .trunks import AffineTrunk, BestTrunk, IdentityTrunk, Trunk, standard_normal_log_prob
 
@@ -101,8 +101,11 @@ class AVBGuide(AutoContinuous):
         self._target: UnconstrainedTarget | None = None
         #: How the last run chose between trunk and adversarial stage.
         self.comparison: StageComparison | None = None
-        #: Optima found at the start, with their Laplace approximations.
+        #: Gaussians that the start found to describe the target best; None where broad draws did better.
         self.modes: LaplaceModes | None = None
+        #: What the search for a start found to be wrong with the target, in words, and whether no fit is to be trusted.
+        self.start_notes: list[str] = []
+        self.start_suspect = False
         #: Inverse temperature of the current training call (set by AdversarialELBO).
         self._beta = 1.0
 
@@ -232,26 +235,26 @@ class AVBGuide(AutoContinuous):
         return self._target
 
     @torch.no_grad()
-    def start(self, target: UnconstrainedTarget | None, points: int = 32) -> None:
-        """Place the trunk by multi-start Laplace on ``target``, or by the prior's moments where there is none."""
+    def start(self, target: UnconstrainedTarget | None, effort: Effort | None = None) -> None:
+        """Place the trunk where a search finds the mass of ``target``; by the prior's moments where there is none."""
         trunk: Trunk = self.part("trunk")
         if target is not None:
+            # A model that has to be run draw by draw gets fewer starts: the search would take longer than the fit.
+            effort = effort or (FULL_EFFORT if target.vectorize else SMALL_EFFORT)
             # Without validation: a search that wanders off to NaN is undone, not an error.
-            with torch.enable_grad(), pyro.validation_enabled(False):
-                # A model that has to be run draw by draw gets fewer starts: the search would take longer than the fit.
-                starting = target.starting_points(points if target.vectorize else points // 8).to(self.anchor)
-                modes = laplace_modes(target.log_prob, starting)
             with pyro.validation_enabled(False):
-                draws, log_q = target.broad_draws(1000 if target.vectorize else 80)
-                draws, log_q = draws.to(self.anchor), log_q.to(self.anchor)
-                log_weights = target.log_prob(draws) - log_q
-                self.modes = None if modes is None else judged_by_draws(modes, target.log_prob, log_weights)
-            if self.modes is not None:
-                if self._place(trunk, *self.modes.moments()):
+                draws, log_q = target.broad_draws(effort.draws)
+                found = find_start(
+                    target.log_prob,
+                    lambda n: target.starting_points(n).to(self.anchor),
+                    (draws.to(self.anchor), log_q.to(self.anchor)),
+                    target.layout.coordinate_names,
+                    effort,
+                )
+            self.modes, self.start_notes, self.start_suspect = found.modes, found.notes, found.suspect
+            if found.loc is not None and found.covariance is not None:
+                if self._place(trunk, found.loc, found.covariance) and self.modes is not None:
                     trunk.start_at(self.modes)
-            elif bool(torch.isfinite(log_weights).any()):
-                inside = draws[torch.isfinite(log_weights)]
-                self._place(trunk, inside.mean(0), torch.cov(inside.mT).reshape(draws.shape[1], draws.shape[1]))
         else:
             assert self.layout is not None
             prior = UnconstrainedTarget(self._own_model[0], self.layout, *self._last_arguments)

@@ -394,6 +394,8 @@ class Trainer:
                 "history": self.run.history,
                 "comparison": plain_comparison(self.guide.comparison),
                 "modes": None if self.guide.modes is None else self.guide.modes._asdict(),
+                "start_notes": self.guide.start_notes,
+                "start_suspect": self.guide.start_suspect,
             },
         )
 
@@ -421,6 +423,7 @@ class Trainer:
         self.run.history = content["history"]
         self.guide.comparison = read_comparison(content["comparison"])
         self.guide.modes = None if content["modes"] is None else LaplaceModes(**content["modes"])
+        self.guide.start_notes, self.guide.start_suspect = content["start_notes"], content["start_suspect"]
         self.elapsed_before = content["elapsed"]
         self._smoothed = content["smoothed"]
         set_rng_state(content["rng"])

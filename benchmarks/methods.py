@@ -23,12 +23,15 @@ from benchmarks.problems import Draws, Problem
 from benchmarks.rivals import chains, families, guides, numpyro_rivals
 
 #: Files of avbvi that its fits depend on.
-AVB_SOURCES = tuple(
-    f"avbvi/{name}.py"
-    for name in (
-        *("adversarial", "adversaries", "contrasts", "diagnostics", "distributions", "elbo", "guides", "layout"),
-        *("parts", "samplers", "schedules", "starts", "targets", "training", "trunks"),
-    )
+AVB_SOURCES = (
+    "avbvi/starts",
+    *(
+        f"avbvi/{name}.py"
+        for name in (
+            *("adversarial", "adversaries", "contrasts", "diagnostics", "distributions", "elbo", "guides", "layout"),
+            *("parts", "samplers", "schedules", "targets", "training", "trunks"),
+        )
+    ),
 )
 MakeGuide = Callable[[Model], avbvi.AVBGuide]
 

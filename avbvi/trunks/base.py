@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..parts import Part
-from ..starts import LaplaceModes
+from ..starts.modes import LaplaceModes
 
 LogDensityFunction = Callable[[Tensor], Tensor]
 

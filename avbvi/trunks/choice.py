@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..starts import LaplaceModes
+from ..starts.modes import LaplaceModes
 from .base import Trunk
 from .flows import FlowTrunk
 from .mixtures import MixtureTrunk

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..mixtures import component_log_probs, inverse_factors
-from ..starts import LaplaceModes
+from ..starts.modes import LaplaceModes
 from .base import AffineTrunk
 
 #: Width of a component's initial spread among those that share a mode, in the mode's sds.

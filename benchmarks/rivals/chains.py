@@ -19,7 +19,7 @@ from benchmarks.fitting import Fitted, Recorder
 from benchmarks.problems import Draws, Problem
 
 NUTS_SOURCES = ("avbvi/targets.py",)
-HMC_SOURCES = ("avbvi/hmc", *(f"avbvi/{name}.py" for name in ("layout", "reference", "starts", "targets")))
+HMC_SOURCES = ("avbvi/hmc", "avbvi/starts", *(f"avbvi/{name}.py" for name in ("layout", "reference", "targets")))
 #: Chains are thinned to about as many draws as their effective sample size, but not to fewer than this.
 LEAST_DRAWS = 1000
 

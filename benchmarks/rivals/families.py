@@ -26,7 +26,7 @@ from benchmarks.fitting import Fitted, Recorder, mean_with_error
 from benchmarks.problems import Draws, Problem
 
 #: Files of avbvi that these fits use.
-SOURCES = ("avbvi/layout.py", "avbvi/schedules.py", "avbvi/starts.py", "avbvi/targets.py")
+SOURCES = ("avbvi/layout.py", "avbvi/schedules.py", "avbvi/starts", "avbvi/targets.py")
 ELBO_DRAWS = 50_000
 
 
