@@ -15,8 +15,8 @@ HISTORY = 10
 #: A path that gets this far, in units of 1 + its start's largest coordinate, has run off.
 FAR = 1e8
 _SUFFICIENT, _CURVATURE = 1e-4, 0.9
-_CONVERGED = 1e-5
-_MOST_TRIALS = 40
+_CONVERGED, _IDLE_STEPS = 1e-5, 3
+_MOST_TRIALS = 24
 
 
 class InverseHessian(NamedTuple):
@@ -167,8 +167,8 @@ def climb_paths(log_prob: LogDensityFunction, z: Tensor, evaluations: int = 200)
 
     Each point has its own history and its own line search for the weak Wolfe conditions by bisection and
     doubling (Lewis and Overton 2013, Nonsmooth optimization via quasi-Newton methods), so that no path waits for
-    another. A path ends where less than 1e-5 nats are left to gain by its own estimate, where rounding stops the
-    line search, or when it has run off.
+    another. A path ends where three steps in a row gained less than 1e-5 nats and by its own estimate the next will not
+    gain more, where rounding stops the line search, or when it has run off.
 
     Args:
         log_prob: (n, dim) -> (n,), differentiable.
@@ -183,6 +183,7 @@ def climb_paths(log_prob: LogDensityFunction, z: Tensor, evaluations: int = 200)
     direction = length * gradient
     step, low, high = torch.ones_like(value), torch.zeros_like(value), torch.full_like(value, math.inf)
     trials, rounding = torch.zeros_like(value), torch.finfo(z.dtype).eps
+    idle = torch.zeros(n, dtype=torch.long, device=z.device)
     ran_off = torch.zeros(n, dtype=torch.bool, device=z.device)
     active = torch.isfinite(value) & (gradient != 0.0).any(-1)
     kept = [(torch.arange(n, device=z.device), z, gradient, value)]
@@ -197,16 +198,20 @@ def climb_paths(log_prob: LogDensityFunction, z: Tensor, evaluations: int = 200)
         steep = (new_gradient * direction[rows]).sum(-1) > _CURVATURE * slope
         far = trial.abs().amax(-1) > limit[rows]
         done = enough & (~steep | far | (trials[rows] >= _MOST_TRIALS))
-        # Line searches that go on: too far, halve; still as steep, go further.
-        high[rows] = torch.where(enough, high[rows], step[rows])
-        low[rows] = torch.where(enough, step[rows], low[rows])
+        # Line searches that go on. One that is still as steep goes further, though rounding may hide what it gained;
+        # one that went too far goes back to the middle, and in the end to the last place that was no mistake.
+        noise = rounding * value[rows].abs()
+        onward = enough | (steep & (new_value >= value[rows] - noise))
+        hopeless = ~onward & (step[rows] * slope < noise)
+        high[rows] = torch.where(onward, high[rows], step[rows])
+        low[rows] = torch.where(onward, step[rows], low[rows])
         middle = 0.5 * (low[rows] + high[rows])
-        step[rows] = torch.where(torch.isfinite(middle), middle, 4.0 * step[rows])
+        following = torch.where(torch.isfinite(middle), middle, 4.0 * step[rows])
+        last = (trials[rows] == _MOST_TRIALS - 1) & (low[rows] > 0.0)
+        step[rows] = torch.where(last, low[rows], following)
+        active[rows] &= done | ((trials[rows] < _MOST_TRIALS) & ~hopeless)
         trials[rows] += 1
         ran_off[rows] |= done & far
-        # A gain that rounding hides can't be searched for.
-        hopeless = step[rows] * slope < rounding * value[rows].abs()
-        active[rows] &= done | ((trials[rows] < _MOST_TRIALS) & ~hopeless)
         if not bool(done.any()):
             continue
         moved = rows[done]
@@ -215,6 +220,7 @@ def climb_paths(log_prob: LogDensityFunction, z: Tensor, evaluations: int = 200)
         )
         for held, fresh in zip(pairs, new_pairs, strict=True):
             held[moved] = fresh
+        gained = new_value[done] - value[moved]
         z, value, gradient = z.clone(), value.clone(), gradient.clone()
         z[moved], value[moved], gradient[moved] = trial[done], new_value[done], new_gradient[done]
         kept.append((moved, z[moved], gradient[moved], value[moved]))
@@ -224,7 +230,9 @@ def climb_paths(log_prob: LogDensityFunction, z: Tensor, evaluations: int = 200)
         ahead = torch.where(broken[:, None], new_pairs.alpha * gradient[moved], ahead)
         direction[moved] = ahead
         step[moved], low[moved], high[moved], trials[moved] = 1.0, 0.0, math.inf, 0.0
-        active[moved] = ((gain > _CONVERGED) | broken) & ~ran_off[moved]
+        # The estimate alone may be far too low: it knows little of directions in which it has not gone.
+        idle[moved] = torch.where((gain > _CONVERGED) | (gained > _CONVERGED) | broken, 0, idle[moved] + 1)
+        active[moved] = (idle[moved] < _IDLE_STEPS) & ~ran_off[moved]
     return _assembled(kept, ran_off)
 
 

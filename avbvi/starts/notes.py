@@ -15,6 +15,8 @@ from .tails import axes, named_coordinates, open_directions
 
 #: A Gaussian narrower than this many units of rounding cannot be drawn from.
 _ROUNDING = 16.0
+#: An end is higher than what is known if it is so by this many nats.
+_HIGHER = 1.0
 #: Ends of paths that found no optimum hold mass that matters if their bound is within this of the best one's (nats).
 _MATTERS = 3.0
 
@@ -120,9 +122,11 @@ def _run_off(
         lost |= True
     else:
         lost |= (optima.basin < 0) | ~optima.settled[optima.basin.clamp_min(0)]
-    if len(draws):
+    # What ended beside known optima, for rounding or for want of steps, is no discovery.
+    known = draws if optima is None else torch.cat([draws, optima.modes.locs[optima.settled]])
+    if len(known):
         heights = paths.values[torch.arange(len(lost), device=lost.device), paths.lengths - 1]
-        lost &= heights > float(log_prob(draws).max())
+        lost &= heights > float(log_prob(known).nan_to_num(-torch.inf).max()) + _HIGHER
     if not bool(lost.any()):
         return [], False
     index = lost.nonzero().squeeze(-1)

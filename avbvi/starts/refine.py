@@ -8,8 +8,8 @@ from torch import Tensor
 from .modes import LaplaceModes, LogDensityFunction, gaussian_bounds
 
 #: Gain of the bound, in nats, that a change of a Gaussian has to bring.
-_LEAST_GAIN = 0.05
-_MOST_POINTS = 8000
+_LEAST_GAIN = 0.1
+_MOST_POINTS = 16_000
 
 
 class _Weighted:
@@ -30,10 +30,11 @@ class _Weighted:
         """Effective number of draws."""
         return float(1.0 / self.weights.square().sum()) if self.usable else 0.0
 
-    def moments(self, modes: LaplaceModes) -> tuple[LaplaceModes, Tensor]:
+    def moments(self, modes: LaplaceModes, *, tempered: bool = False) -> tuple[LaplaceModes, Tensor]:
         """The modes moved to the moments of their shares of the draws, and which (M,) can be: by enough draws."""
         owned = torch.softmax(modes.component_log_probs(self.z).double() + modes.log_weights.double(), -1)
-        owned = owned * self._tempered(float(len(modes.locs)) * _least_effective(self.z.shape[1]))[:, None]
+        least = 2.0 * len(modes.locs) * _least_effective(self.z.shape[1])
+        owned = owned * (self._tempered(least) if tempered else self.weights)[:, None]
         effective = owned.sum(0).square() / owned.square().sum(0).clamp_min(1e-300)
         owned = owned / owned.sum(0).clamp_min(1e-300)
         z = self.z.double()
@@ -62,11 +63,17 @@ def _least_effective(dim: int) -> float:
 
 @torch.no_grad()
 def improved_gaussians(
-    log_prob: LogDensityFunction, modes: LaplaceModes, bounds: Tensor, n: int = 1000, rounds: int = 3
+    log_prob: LogDensityFunction,
+    modes: LaplaceModes,
+    bounds: Tensor,
+    n: int = 1000,
+    rounds: int = 3,
+    *,
+    tempered: bool = False,
 ) -> tuple[LaplaceModes, Tensor]:
-    """Move each Gaussian to the moments of its importance-weighted share of the draws, where its bound then rises.
+    """Move each Gaussian to the moments of its importance-weighted share of the draws, where the bounds then rise.
 
-    Where few draws have most of the weight, a power of the weights is used with which 4 dim draws count.
+    All Gaussians move, or none, as equal modes are to be described equally well; but for those that lose by it.
 
     Returns the modes, weighted by their bounds, and the bounds (M,).
 
@@ -76,20 +83,23 @@ def improved_gaussians(
         bounds: their importance-weighted bounds of the evidence (M,).
         n: draws of each Gaussian in a round.
         rounds: at most; the first in which nothing gains is the last.
+        tempered: where few draws have most of the weight, take a power of the weights with which 8 dim draws per
+            Gaussian count; for Gaussians that are far from the target.
 
     Source: Cappé, Douc, Guillin, Marin and Robert (2008), Adaptive importance sampling in general mixture classes,
     Statistics and Computing 18, 447-459.
     """
     for _ in range(rounds):
         drawn = _Weighted(log_prob, modes, n)
-        trial, able = drawn.moments(modes)
+        trial, able = drawn.moments(modes, tempered=tempered)
         index = able.nonzero().squeeze(-1)
         if not drawn.usable or len(index) == 0:
             break
         new = bounds.clone()
         new[index] = gaussian_bounds(log_prob, trial.picked(index, trial.log_weights[index]), n)
-        better = new > bounds + _LEAST_GAIN
-        if not bool(better.any()):
+        better = new > bounds - _LEAST_GAIN
+        gain = float((modes.log_weights.exp() * (new - bounds))[better].nan_to_num(0.0).sum())
+        if gain < _LEAST_GAIN:
             break
         bounds = torch.where(better, new, bounds)
         modes = LaplaceModes(
@@ -106,12 +116,13 @@ def weights_by_draws(log_prob: LogDensityFunction, modes: LaplaceModes, n: int =
 
     The maximum of the importance-weighted mean of log q, which is concave in the weights, by the EM algorithm: where
     Gaussians are apart these are their shares of the evidence, where they overlap nothing is counted twice. Weights
-    are left as they are if the effective number of draws is below 20 per Gaussian.
+    are left as they are if the effective number of draws is below 20 per Gaussian or a
+    twentieth of all.
 
     Args:
         log_prob: (n, dim) -> (n,).
         modes: the Gaussians, and weights to start from.
-        n: draws of each, at most 8000 in all.
+        n: draws of each, at most 16,000 in all.
     """
     count = len(modes.locs)
     if count == 1:
@@ -126,7 +137,7 @@ def weights_by_draws(log_prob: LogDensityFunction, modes: LaplaceModes, n: int =
             break
         proposal = LaplaceModes(*(torch.cat([part, more[index]]) for part, more in zip(modes, moved, strict=True)))
         drawn = _Weighted(log_prob, proposal, n)
-    if drawn.effective() < 20.0 * count:
+    if drawn.effective() < max(20.0 * count, 0.05 * len(drawn.z)):
         return modes
     log_q = modes.component_log_probs(drawn.z).double()
     relative = (log_q - log_q.amax(-1, keepdim=True)).exp()

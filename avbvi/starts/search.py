@@ -20,7 +20,9 @@ from .refine import improved_gaussians, weights_by_draws
 #: A coarse bound that is this many nats below the best is not looked at again.
 _HOPELESS = 20.0
 #: What broad draws, or a Gaussian of their moments, must be better by, in nats, to replace the modes.
-_BROAD_MARGIN = 0.5
+_BROAD_MARGIN = 2.0
+#: What Pathfinder's Gaussian must be better by than Laplace's at the same optimum: its noise differs from mode to mode.
+_PATH_MARGIN = 2.0
 #: Fewer draws than this are not worth moving Gaussians for.
 _LEAST_TO_IMPROVE = 500
 
@@ -38,7 +40,7 @@ class Effort(NamedTuple):
     """
 
     starts: int = 64
-    rounds: int = 3
+    rounds: int = 2
     evaluations: int = 200
     path_points: int = 24
     path_draws: int = 8
@@ -68,11 +70,12 @@ class Start:
 
 
 class _Candidates(NamedTuple):
-    """Gaussians, and the optimum that each stands for: ``basin``, -1 for none."""
+    """Gaussians, the optimum that each stands for (``basin``, -1 for none), and what is deducted from its bound."""
 
     locs: Tensor
     covariances: Tensor
     basin: Tensor
+    margin: Tensor
 
     def rows(self, index: Tensor) -> _Candidates:
         return _Candidates(*(part[index] for part in self))
@@ -93,8 +96,9 @@ def find_start(
 
     L-BFGS from ``effort.starts`` points; at each distinct optimum the Laplace approximation and the best Pathfinder
     Gaussian of the paths that led there, whichever has the larger importance-weighted bound of the evidence;
-    Pathfinder's alone where a path led to none. These are moved to the moments of importance-weighted draws where
-    that raises their bound, and weighted by their evidence. Optima within 7 nats of the best are kept.
+    Pathfinder's alone where a path led to none. They are weighted by their evidence, and kept within 7 nats of the
+    best. A Gaussian of the broad draws' moments, moved towards the target by importance-weighted draws, or these draws
+    themselves are taken in their place where they have the larger bound.
 
     Args:
         log_prob: (n, dim) -> (n,), differentiable; may be NaN or infinite in places.
@@ -127,8 +131,10 @@ def find_start(
         return _from_broad(log_prob, broad, broad_weights, names, paths, optima, effort)
     modes = kept.as_modes()._replace(log_weights=torch.log_softmax(bounds, 0))
     if effort.draws >= _LEAST_TO_IMPROVE:
-        modes, bounds = improved_gaussians(log_prob, modes, bounds, effort.draws)
-        modes = weights_by_draws(log_prob, modes, effort.draws)
+        # Few modes can afford more draws each: equal ones are then described equally well.
+        n = max(effort.draws, min(4, 16 // len(modes.locs)) * effort.draws)
+        modes, bounds = improved_gaussians(log_prob, modes, bounds, n)
+        modes = weights_by_draws(log_prob, modes, n)
         alive = (modes.log_weights > -LEAST_EVIDENCE).nonzero().squeeze(-1)
         modes = modes.picked(alive, modes.log_weights[alive])
     z, log_q = modes.draw(effort.draws)
@@ -191,18 +197,20 @@ def _candidates(log_prob: LogDensityFunction, paths: Paths, optima: Optima | Non
     found = []
     if optima is not None:
         index = torch.arange(len(optima.settled), device=basin.device)
-        found.append(_Candidates(optima.modes.locs, optima.modes.covariances, index))
+        found.append(_Candidates(optima.modes.locs, optima.modes.covariances, index, torch.zeros_like(index).double()))
     if len(chosen):
         gaussians = pathfinder(log_prob, paths.rows(chosen), points=effort.path_points, draws=effort.path_draws)
         usable = torch.isfinite(gaussians.elbos)
         for b in basin[chosen].unique().tolist():
             mine = ((basin[chosen] == b) & usable).nonzero().squeeze(-1)
             mine = mine[gaussians.elbos[mine].argsort(descending=True)][: 1 if b >= 0 else 8]
-            found.append(_Candidates(gaussians.locs[mine], gaussians.covariances[mine], torch.full_like(mine, b)))
+            margin = torch.full_like(gaussians.elbos[mine], _PATH_MARGIN if b >= 0 else 0.0)
+            at = torch.full_like(mine, b)
+            found.append(_Candidates(gaussians.locs[mine], gaussians.covariances[mine], at, margin))
     if not found:
         like = paths.points
         empty = like.new_zeros(0, like.shape[2])
-        return _Candidates(empty, empty[:, :, None] @ empty[:, None], basin[:0])
+        return _Candidates(empty, empty[:, :, None] @ empty[:, None], basin[:0], empty[:, 0].double())
     return _Candidates(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
@@ -221,9 +229,9 @@ def _best_of_each(
     candidates = candidates.rows(index)
     bounds = gaussian_bounds(log_prob, candidates.as_modes(), effort.draws)
     kept: list[int] = []
-    for i in bounds.argsort(descending=True).tolist():
+    for i in (bounds - candidates.margin.to(bounds)).argsort(descending=True).tolist():
         if bounds[i] < bounds.max() - LEAST_EVIDENCE:
-            break
+            continue
         basin = int(candidates.basin[i])
         same = [k for k in kept if int(candidates.basin[k]) == basin >= 0]
         # A Gaussian that stands for no optimum is kept where no other one lies, one for an optimum always.
@@ -256,7 +264,7 @@ def _broad_gaussian(
         return None
     wide = LaplaceModes(inside.mean(0)[None], covariance[None], covariance.new_zeros(1))
     bounds = gaussian_bounds(log_prob, wide, effort.draws)
-    wide, bounds = improved_gaussians(log_prob, wide, bounds, effort.draws, rounds=10)
+    wide, bounds = improved_gaussians(log_prob, wide, bounds, effort.draws, rounds=10, tempered=True)
     return wide, float(bounds)
 
 
