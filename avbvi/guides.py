@@ -252,9 +252,9 @@ class AVBGuide(AutoContinuous):
                     effort,
                 )
             self.modes, self.start_notes, self.start_suspect = found.modes, found.notes, found.suspect
-            if found.loc is not None and found.covariance is not None:
-                if self._place(trunk, found.loc, found.covariance) and self.modes is not None:
-                    trunk.start_at(self.modes)
+            placed = found.loc is not None and found.covariance is not None
+            if placed and self._place(trunk, found.loc, found.covariance) and self.modes is not None:
+                trunk.start_at(self.modes)
         else:
             assert self.layout is not None
             prior = UnconstrainedTarget(self._own_model[0], self.layout, *self._last_arguments)
