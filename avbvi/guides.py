@@ -252,9 +252,10 @@ class AVBGuide(AutoContinuous):
                     effort,
                 )
             self.modes, self.start_notes, self.start_suspect = found.modes, found.notes, found.suspect
-            placed = found.loc is not None and found.covariance is not None
-            if placed and self._place(trunk, found.loc, found.covariance) and self.modes is not None:
-                trunk.start_at(self.modes)
+            if found.loc is not None and found.covariance is not None:
+                placed = self._place(trunk, found.loc, found.covariance)
+                if placed and self.modes is not None:
+                    trunk.start_at(self.modes)
         else:
             assert self.layout is not None
             prior = UnconstrainedTarget(self._own_model[0], self.layout, *self._last_arguments)

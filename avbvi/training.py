@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import check_path, read_file, write_atomically
 from .devices import moved
-from .diagnostics import Verdict, judge
+from .diagnostics import Iterates, Verdict, judge
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
@@ -46,8 +46,11 @@ KEYS = frozenset(
         "smoothed",
         "history",
         "open_ended",
+        "iterates",
         "comparison",
         "modes",
+        "start_notes",
+        "start_suspect",
     }
 )
 DEFAULT_STEPS = 5000
@@ -162,6 +165,7 @@ class Trainer:
         self.recovery = Recovery(self.state)
         self.run = Run()
         self.open_ended: OpenEnded | None = None
+        self.iterates = Iterates()
         self.elapsed_before = 0.0
         self._smoothed = float("nan")
         self._share = 1.0
@@ -286,6 +290,7 @@ class Trainer:
     def _record(self, count: int, loss: float) -> None:
         self.run.history["step"].append(float(count))
         self.run.history["elbo"].append(-loss)
+        self.iterates.update(self.guide, self.elbo.progress(self.guide))
         # Not guide.stage: after the last step that already tells which stage was kept.
         self.run.history["stage"].append(float(int(self.guide.adversarial_steps) > 0))
 
@@ -324,6 +329,7 @@ class Trainer:
                 skipped=self.run.skipped_steps,
                 steps=self.run.steps,
                 comparison=comparison,
+                iterates=self.iterates.last_half(int(self.guide.stage)),
             )
         except KeyboardInterrupt:
             if self.run.interrupted:
@@ -392,6 +398,7 @@ class Trainer:
                 "open_ended": None if self.open_ended is None else self.open_ended.state_dict(),
                 "smoothed": self._smoothed,
                 "history": self.run.history,
+                "iterates": self.iterates.state_dict(),
                 "comparison": plain_comparison(self.guide.comparison),
                 "modes": None if self.guide.modes is None else self.guide.modes._asdict(),
                 "start_notes": self.guide.start_notes,
@@ -421,6 +428,7 @@ class Trainer:
             self.open_ended.load_state_dict(content["open_ended"])
             self.elbo.steps = self.open_ended.steps
         self.run.history = content["history"]
+        self.iterates.load_state_dict(content["iterates"])
         self.guide.comparison = read_comparison(content["comparison"])
         self.guide.modes = None if content["modes"] is None else LaplaceModes(**content["modes"])
         self.guide.start_notes, self.guide.start_suspect = content["start_notes"], content["start_suspect"]
