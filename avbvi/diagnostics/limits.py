@@ -40,7 +40,7 @@ CROSS_ENTROPY_EXCESS = 0.05
 #: A mode of at least the first weight that gets less than the second times it was lost.
 LEAST_MODE_WEIGHT, LEAST_MODE_SHARE = 0.05, 0.1
 #: Total variation distance of the modes' shares from their weights.
-MODE_SHARES = 0.25
+MODE_SHARES = 0.3
 
 #: Drift between the halves of the iterates (sds, or logarithm of the sds), with an R-hat of at least the second.
 DRIFT, DRIFT_RHAT = 0.3, 1.2

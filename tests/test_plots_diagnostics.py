@@ -1,0 +1,86 @@
+"""Pictures of diagnostics: the values drawn are the values given."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from avbvi import plots_diagnostics
+from avbvi.diagnostics import Verdict, moment_shift, pareto_smooth, reliability
+from avbvi.posterior import Run
+
+
+@pytest.fixture
+def ax() -> Axes:
+    return Figure().subplots()
+
+
+def test_importance_weights_are_sorted_and_relative_to_equal_ones(ax: Axes) -> None:
+    log_weights = torch.randn(500, dtype=torch.float64)
+    k_hat = plots_diagnostics.importance_weights(ax, log_weights, label="trunk")
+    smoothed, expected = pareto_smooth(log_weights)
+    assert k_hat == expected
+    assert f"trunk: k-hat {k_hat:.2f}" in ax.get_title()
+    raw, smooth = (line.get_ydata() for line in ax.lines[:2])
+    weights = np.exp(log_weights.numpy())
+    np.testing.assert_allclose(raw, np.sort(weights / weights.mean())[::-1])
+    np.testing.assert_allclose(smooth, np.sort(500 * smoothed.exp().numpy())[::-1])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+def test_equal_weights_are_drawn_too(ax: Axes) -> None:
+    assert plots_diagnostics.importance_weights(ax, torch.zeros(100)) == -math.inf
+    assert ax.lines[0].get_ydata() == pytest.approx(np.ones(100))
+
+
+def test_reliability_diagram_shows_the_full_bins(ax: Axes) -> None:
+    t_q, t_r = torch.randn(300) + 1.0, torch.randn(300) - 1.0
+    found = reliability(t_q, t_r, 30)
+    found.counts[3] = 0.0  # an empty bin has no place
+    plots_diagnostics.reliability_diagram(ax, found)
+    full = found.counts > 0
+    dots = np.asarray(ax.collections[0].get_offsets())
+    np.testing.assert_allclose(dots, torch.stack([found.predicted, found.observed], -1)[full].numpy())
+    assert f"{found.error:.3f}" in ax.get_title()
+
+
+def posterior(figures: dict[str, float], *, exact: bool) -> Any:
+    steps = [float(i) for i in range(10, 1010, 10)]
+    history = {"step": steps, "elbo": [-5.0 + 0.001 * s for s in steps], "stage": [0.0] * 100}
+    return SimpleNamespace(run=Run(history=history), verdict=Verdict("ok", [], figures), elbo_is_exact=exact)
+
+
+@pytest.mark.parametrize(("exact", "kind"), [(True, "a lower bound"), (False, "learned, no bound")])
+def test_elbo_trace_marks_the_final_elbo(ax: Axes, exact: bool, kind: str) -> None:
+    figures = {"elbo": -3.0, "elbo_stderr": 0.1, "log_evidence": -2.5}
+    plots_diagnostics.elbo_trace(ax, posterior(figures, exact=exact))
+    marked = [line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 2]
+    assert marked == [-2.5, -3.0]
+    assert ax.patches[0].get_extents().height > 0.0
+    np.testing.assert_allclose(ax.lines[2].get_ydata(), posterior(figures, exact=exact).run.history["elbo"])
+    assert ax.get_ylim()[1] >= -2.5
+    assert any(kind in text.get_text() for text in ax.get_legend().get_texts())
+
+
+def test_moment_shift_is_drawn_by_coordinate(ax: Axes) -> None:
+    x, y = torch.randn(2, 200, 3)
+    shift = moment_shift(x, 2.0 * y + 1.0)
+    plots_diagnostics.moment_shift_panel(ax, shift, ["mu", "tau", "eta"], label="HMC")
+    means, scales = (container[0].get_xdata() for container in ax.containers)
+    np.testing.assert_allclose(means, shift.shifts.numpy())
+    np.testing.assert_allclose(scales, -np.log(shift.ratios.numpy()))
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["mu", "tau", "eta"]
+    bars = np.asarray(ax.containers[0][2][0].get_segments())
+    np.testing.assert_allclose(bars[:, 1, 0] - bars[:, 0, 0], 4.0 * shift.shift_errors.numpy())
+
+
+def test_names_must_fit(ax: Axes) -> None:
+    with pytest.raises(ValueError, match=r"one entry per coordinate \(3\), found 1"):
+        plots_diagnostics.moment_shift_panel(ax, moment_shift(*torch.randn(2, 30, 3)), ["mu"])
