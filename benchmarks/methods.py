@@ -24,14 +24,22 @@ from benchmarks.rivals import chains, families, guides, numpyro_rivals
 
 #: Files of avbvi that its fits depend on.
 AVB_SOURCES = (
-    "avbvi/starts",
+    *("avbvi/diagnostics", "avbvi/starts", "avbvi/trunks"),
     *(
         f"avbvi/{name}.py"
         for name in (
-            *("adversarial", "adversaries", "contrasts", "diagnostics", "distributions", "elbo", "guides", "layout"),
-            *("parts", "samplers", "schedules", "targets", "training", "trunks"),
+            *("adversarial", "adversaries", "annealing", "contrasts", "distributions", "elbo", "gradients", "guides"),
+            *("layout", "mixtures", "parts", "recovery", "refinement", "samplers", "schedules", "targets", "training"),
+            *("training_state", "trunk_stage"),
         )
     ),
+)
+#: Figures of the verdict that go into the records.
+VERDICT_FIGURES = (
+    *("k_hat", "log_evidence", "stage_difference", "stage_difference_stderr", "stage_classifier_excess"),
+    *("mean_shift", "sd_ratio_narrow", "sd_ratio_wide", "jeffreys", "jensen_shannon", "energy_shift", "stein_error"),
+    *("kl_by_weights", "learned_kl_by_weights", "learned_k_hat", "calibration_error", "cross_entropy_excess"),
+    *("modes_found", "modes_lost", "modes_misplaced", "iterates_rhat", "iterates_drift"),
 )
 MakeGuide = Callable[[Model], avbvi.AVBGuide]
 
@@ -76,7 +84,8 @@ def avb(
         "trunk_steps": round(posterior.run.steps * stages.count(0.0) / max(len(stages), 1)),
         "skipped_steps": posterior.run.skipped_steps,
     }
-    for name in ("k_hat", "log_evidence", "stage_difference", "stage_difference_stderr", "stage_classifier_excess"):
+    figures["verdict_reasons"] = "; ".join(posterior.verdict.reasons)
+    for name in VERDICT_FIGURES:
         if name in posterior.verdict.figures:
             figures[name] = posterior.verdict.figures[name]
     return Fitted(

@@ -62,11 +62,10 @@ class _Findings:
         self.remarks: list[str] = []
         self.advice: list[str] = []
 
-    def doubt(self, reason: str, advice: str | None = None, *, failed: bool = False) -> None:
+    def doubt(self, reason: str, *advice: str, failed: bool = False) -> None:
         self.level = max(self.level, 2 if failed else 1)
         self.doubts.append(reason)
-        if advice is not None and advice not in self.advice:
-            self.advice.append(advice)
+        self.advice += [tip for tip in advice if tip not in self.advice]
 
     def figure(self, name: str, estimate: Estimate) -> None:
         self.figures[name], self.figures[f"{name}_stderr"] = float(estimate.value), float(estimate.stderr)
@@ -159,7 +158,7 @@ def _check_run(found: _Findings, skipped: int, steps: int, iterates: Tensor | No
 def _check_starts(found: _Findings, guide: AVBGuide) -> None:
     notes: list[str] = list(getattr(guide, "start_notes", []))
     if getattr(guide, "start_suspect", False):
-        found.doubt("; ".join(notes) or "the starts cast doubt on the posterior", None)
+        found.doubt("; ".join(notes) or "the starts cast doubt on the posterior")
     else:
         found.remarks += notes
 
@@ -220,7 +219,7 @@ def _check_movement(found: _Findings, guide: AVBGuide, target: UnconstrainedTarg
     if _exceeds(Estimate(abs(energy.value), energy.stderr), limits.ENERGY):
         doubts.append(f"the mean log-density changes by {energy.value:.2f} nats")
     if doubts:
-        found.doubt(f"a short HMC moves the draws: {', '.join(doubts)}", f"{LONGER}; or {REFINE}")
+        found.doubt(f"a short HMC moves the draws: {', '.join(doubts)}", LONGER, REFINE)
     else:
         found.remarks.append(
             f"a short HMC leaves the draws where they are: mean shift {shift.mean.value:.2f} sd, sd ratios "
@@ -256,7 +255,7 @@ def _check_stein(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget,
             f"Stein's identity is off by {abs(worst - 1.0):.2f} in some direction (0 if the draws are the "
             f"posterior's): they are too {'narrow' if worst < 1.0 else 'wide'} there"
         )
-        found.doubt(reason, f"{LONGER}; or {REFINE}")
+        found.doubt(reason, LONGER, REFINE)
 
 
 def _check_adversary(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int) -> None:
