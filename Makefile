@@ -43,6 +43,7 @@ format: $(INSTALLED) ## Format the code and apply the linter's safe fixes
 bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.eight_schools
 	$(BIN)/python -m benchmarks.toy_densities
+	$(BIN)/python -m benchmarks.own_sampler
 	$(BIN)/python -m benchmarks.posteriordb
 	$(BIN)/python -m benchmarks.robust
 	$(BIN)/python -m benchmarks.divergences --workers 1

@@ -46,7 +46,7 @@ class AVBGuide(AutoContinuous):
         model: a Pyro model, or a :class:`~avbvi.LogDensity`.
         sampler: noise to base coordinates; any module with a ``noise_dim`` will do.
         trunk: base coordinates to the latent space; by default the better of a Gaussian mixture and a flow, fitted
-            first and then frozen.
+            first and then frozen, or with a sampler of your own an affine map, so that what is returned is your sampler.
         contrast: the density that the adversary compares the sampler with.
         adversary: the network that learns log q - log r.
         name: prefix of the guide's entries in Pyro's parameter store; unique by default.
@@ -79,8 +79,10 @@ class AVBGuide(AutoContinuous):
         self._pyro_name = name or self._unique_name()
         self._own_model = (model,)
         self._default_trunk = trunk is None
-        self.trunk = BestTrunk() if trunk is None else trunk
         self.sampler: Sampler = ResidualSampler() if sampler is None else as_sampler(sampler)
+        # Behind a flow, which would be compared with it and might be kept instead, a user's sampler had little to do.
+        own = not isinstance(self._modules["sampler"], ResidualSampler)
+        self.trunk = (AffineTrunk() if own else BestTrunk()) if trunk is None else trunk
         if isinstance(contrast, PriorContrast) and not isinstance(self._modules["trunk"], IdentityTrunk):
             raise ValueError(
                 "contrast=PriorContrast() is a density of the latents themselves, which are base coordinates only "
@@ -197,6 +199,7 @@ class AVBGuide(AutoContinuous):
     def _check_sampler(self) -> None:
         sampler = self.part("sampler")
         with torch.no_grad(), seeded(0):
+            sampler.start(self.anchor)
             try:
                 shape = sampler(sampler.sample_noise(torch.Size((2,)), like=self.anchor)).shape
             except RuntimeError as error:

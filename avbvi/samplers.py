@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from .parts import Part, ResidualNetwork, mlp
+from .rng import rng_untouched
 from .trunks import Trunk
 
 LOG_SCALE_LIMIT = 4.0
+START_DRAWS = 4096
+#: What surrounds a user's module is stored divided by this, so that Adam moves it that much faster than a weight.
+RATE = 5.0
+#: Eigenvalues of the correlations of a module's draws: below the first a direction counts as not filled, below the
+#: second it is not stretched to unit variance in full.
+FLAT, LEAST_VARIANCE = 1e-6, 1e-3
 
 
 class Sampler(Part):
@@ -36,6 +44,9 @@ class Sampler(Part):
         if self.noise_dim is None:
             raise ValueError(f"{type(self).__name__} has no noise_dim; set it in _build(dim)")
         return torch.randn(*shape, self.noise_dim, dtype=like.dtype, device=like.device)
+
+    def start(self, like: Tensor) -> None:
+        """Called at the guide's set-up, when all parameters have their final dtype and device, those of ``like``."""
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise (*batch, noise_dim) to draws (*batch, dim)."""
@@ -143,37 +154,175 @@ class MLPSampler(Sampler):
 
 
 class ModuleSampler(Sampler):
-    """A user's own module as a sampler: anything that maps noise (*batch, noise_dim) to draws (*batch, dim).
+    """A user's own module as a sampler: e = M W (f(n) - c) + b + exp(s) h m, f the module, n its noise.
+
+    The module may be anything that maps noise to as many coordinates as the model has latents: a
+    generator network, a simulator, steps of a stochastic dynamics. Its noise may be narrower or wider than
+    that, discrete, or of any other law. What is put around it makes all of these start alike and keeps
+    them where an adversary can judge them:
+
+    - c and W standardise the module's draws at the start and are then fixed;
+    - M and b are learned, from M = sqrt(1 - h^2) I and b = 0, so that the draws begin with mean 0 and
+      covariance I in the trunk's base coordinates;
+    - m is standard normal of the latents' width and its scales are learned: a map of discrete or
+      narrow noise fills no volume and has no density, nor could an adversary see a fold.
+
+    The module keeps the mode (``train`` or ``eval``) in which it was handed over: dropout is noise like any other, and
+    the law of the draws must not change after training.
 
     Args:
-        module: the network; it may define ``sample_noise(shape, like=...)`` for noise of another law.
-        noise_dim: width of the noise; by default the module's own ``noise_dim``.
+        module: noise (n, noise_dim) to draws (n, dim); it may define ``sample_noise(shape, like=...)``
+            giving (*shape, noise_dim) for noise of another law or dtype.
+        noise_dim: width of the noise; by default the module's own ``noise_dim``, else that of its ``sample_noise``.
+        smoothing: h, the sd of m at the start, in [0, 1); 0 leaves it out.
+        standardise: put c, W, M and b around the module; without them its draws are taken as they are, as
+            base coordinates (with ``trunk=IdentityTrunk()`` as the latents themselves).
 
     Raises:
-        TypeError: the module has no ``noise_dim`` and none is given.
+        TypeError: the module is no module, or nothing says how wide its noise is.
+        ValueError: a non-positive ``noise_dim``, ``smoothing`` outside [0, 1), a module with batch normalisation
+            in training mode, or (at set-up) noise of another shape, draws that are not finite, or without
+            smoothing draws that fill no volume.
     """
 
-    def __init__(self, module: nn.Module, noise_dim: int | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, noise_dim: int | None = None, *, smoothing: float = 0.5, standardise: bool = True
+    ) -> None:
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"sampler must be a torch.nn.Module, found {type(module).__name__}")
+        if not 0.0 <= smoothing < 1.0:
+            raise ValueError(f"smoothing must be in [0, 1), found {smoothing}")
+        for name, part in module.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+                raise ValueError(
+                    f"sampler={type(module).__name__} normalises over the batch ({name}), so that its draws depend on "
+                    "each other; use LayerNorm, or hand the module over in eval mode"
+                )
         width = getattr(module, "noise_dim", None) if noise_dim is None else noise_dim
-        if not isinstance(width, int):
+        self.noise_dtype: torch.dtype | None = None
+        own = getattr(module, "sample_noise", None)
+        if own is not None:
+            with torch.no_grad(), rng_untouched():
+                example = own(torch.Size((2,)), like=torch.zeros(()))
+            width = example.shape[-1] if width is None else width
+            # Beside the smoothing noise, discrete noise travels as floating-point numbers.
+            self.noise_dtype = None if example.is_floating_point() else example.dtype
+        if isinstance(width, bool) or not isinstance(width, int):
             raise TypeError(
                 f"sampler={type(module).__name__} must say how wide its noise is: give it an integer attribute "
                 "noise_dim, or pass ModuleSampler(module, noise_dim=...)"
             )
+        if width < 1:
+            raise ValueError(f"noise_dim must be at least 1, found {width}")
         self.module = module
-        self.noise_dim = width
+        self.noise_dim = self.width = width
+        self.smoothing = smoothing
+        self.standardise = standardise
 
     @property
     def is_rebuildable(self) -> bool:
         return False
 
+    center: Tensor
+    whitening: Tensor
+    identity: Tensor
+
+    def train(self, mode: bool = True) -> ModuleSampler:
+        self.training = mode  # not the module's: see above
+        return self
+
+    def _build(self, dim: int) -> None:
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("whitening", torch.eye(dim))
+        if self.standardise:
+            self.register_buffer("identity", torch.eye(dim))
+            self.matrix_part = nn.Parameter(torch.zeros(dim, dim))
+            self.shift_part = nn.Parameter(torch.zeros(dim))
+        if self.smoothing:
+            self.log_scale_part = nn.Parameter(torch.zeros(dim))
+            self.noise_dim = self.width + dim
+
+    @torch.no_grad()
+    def start(self, like: Tensor) -> None:
+        self._check(like)
+        draws = self._draws(self._own_noise(torch.Size((START_DRAWS,)), like=like)).to(like)
+        name = type(self.module).__name__
+        if not bool(torch.isfinite(draws).all()):
+            raise ValueError(f"sampler={name} gives draws that are not finite before any training")
+        scale = draws.std(0)
+        # A coordinate that does not vary is left to the smoothing noise.
+        scale = torch.where(scale > 0.0, scale, scale.max().clamp_min(torch.finfo(scale.dtype).tiny))
+        values, vectors = torch.linalg.eigh(torch.cov(((draws - draws.mean(0)) / scale).mT).reshape(draws.shape[1], -1))
+        filled = int((values > FLAT).sum())
+        if not self.smoothing and (filled < draws.shape[1] or self.width < draws.shape[1]):
+            raise ValueError(
+                f"the draws of sampler={name} fill only {min(filled, self.width)} of {draws.shape[1]} directions, so "
+                "that they have no density; widen the noise, or pass ModuleSampler(module, smoothing=0.5)"
+            )
+        if self.standardise:
+            # Flat directions are not blown up.
+            self.center.copy_(draws.mean(0))
+            self.whitening.copy_(vectors @ torch.diag(values.clamp_min(LEAST_VARIANCE).rsqrt()) @ vectors.mT / scale)
+
+    def _check(self, like: Tensor) -> None:
+        """Two draws: their shape, and whether they carry a gradient."""
+        name = type(self.module).__name__
+        noise = self._own_noise(torch.Size((2,)), like=like)
+        if tuple(noise.shape) != (2, self.width):
+            raise ValueError(
+                f"sample_noise of sampler={name} must give noise (2, {self.width}) for shape (2,); "
+                f"found {tuple(noise.shape)}"
+            )
+        try:
+            with torch.enable_grad():
+                draws = self.module(noise)
+        except RuntimeError as error:
+            raise ValueError(f"sampler failed on noise of shape (2, {self.width}): {error}") from error
+        if not isinstance(draws, Tensor) or tuple(draws.shape) != (2, self.dim):
+            found = tuple(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
+            raise ValueError(
+                f"sampler must map noise (2, {self.width}) to (2, {self.dim}), one coordinate per unconstrained latent "
+                f"of the model; found {found}"
+            )
+        if not draws.requires_grad and any(p.requires_grad for p in self.module.parameters()):
+            raise ValueError(
+                f"the draws of sampler={name} carry no gradient to its parameters; compute them in torch, without "
+                "no_grad() or detach()"
+            )
+
+    def _own_noise(self, shape: torch.Size, *, like: Tensor) -> Tensor:
+        own: Callable[..., Tensor] | None = getattr(self.module, "sample_noise", None)
+        if own is None:
+            return torch.randn(*shape, self.width, dtype=like.dtype, device=like.device)
+        noise = own(shape, like=like)
+        return noise
+
     def sample_noise(self, shape: torch.Size, *, like: Tensor) -> Tensor:
-        own = getattr(self.module, "sample_noise", None)
-        return super().sample_noise(shape, like=like) if own is None else own(shape, like=like)
+        """The module's noise, followed by that of the smoothing: (*shape, noise_dim), on the device of ``like``."""
+        noise = self._own_noise(shape, like=like)
+        if not self.smoothing:
+            return noise
+        return torch.cat(
+            [noise.to(like), torch.randn(*shape, len(self.center), dtype=like.dtype, device=like.device)], -1
+        )
+
+    def _draws(self, noise: Tensor) -> Tensor:
+        draws: Tensor = self.module(noise.reshape(-1, self.width))
+        return draws.reshape(*noise.shape[:-1], -1)
+
+    def smoothing_scale(self) -> Tensor:
+        """exp(s) h, the sd of the smoothing noise in each base coordinate (dim,)."""
+        return self.smoothing * (RATE * self.log_scale_part).clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT).exp()
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        draws: Tensor = self.module(noise)
+        own = noise[..., : self.width]
+        draws = self._draws(own if self.noise_dtype is None else own.to(self.noise_dtype))
+        if self.standardise:
+            matrix = math.sqrt(1.0 - self.smoothing**2) * self.identity + RATE * self.matrix_part
+            draws = (draws - self.center) @ (matrix @ self.whitening).mT + RATE * self.shift_part
+        if self.smoothing:
+            draws = draws + self.smoothing_scale() * noise[..., self.width :]
         return draws
 
 

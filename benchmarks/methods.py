@@ -12,10 +12,11 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from torch import nn
 
 import avbvi
 from avbvi.reference import constrained
-from avbvi.rng import seeded
+from avbvi.rng import rng_untouched, seeded
 from avbvi.targets import Model
 from avbvi.training import Trainer
 from benchmarks.fitting import Fitted, Method, Recorder
@@ -108,7 +109,8 @@ def _posterior(
     recorder: Recorder,
     watched: bool,
 ) -> avbvi.Posterior:
-    made, loss = guide(problem.model), elbo()
+    with seeded(seed):  # a user's network draws its weights when it is made
+        made, loss = guide(problem.model), elbo()
     if not watched:
         return avbvi.fit(
             problem.model, *problem.args, guide=made, elbo=loss, lr=lr, seed=seed, minutes=minutes, progress=False
@@ -124,6 +126,33 @@ def _posterior(
 def affine_guide(model: Model) -> avbvi.AVBGuide:
     """The default guide with whitening instead of a flow: the adversary has all the work."""
     return avbvi.AVBGuide(model, trunk=avbvi.AffineTrunk())
+
+
+def generator(dim: int) -> nn.Module:
+    """What a user might bring: a plain network of 64-dimensional noise, as torch initialises it."""
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, dim))
+
+
+def own_sampler_guide(model: Model, *, dim: int, trunk: Callable[[], avbvi.Trunk] | None = None) -> avbvi.AVBGuide:
+    """The default guide with a user's generator network in place of its sampler, behind a trunk of choice."""
+    own = avbvi.ModuleSampler(generator(dim), noise_dim=64)
+    return avbvi.AVBGuide(model, sampler=own, trunk=None if trunk is None else trunk())
+
+
+def own_sampler(
+    problem: Problem,
+    seed: int,
+    minutes: float,
+    snapshots: Sequence[float],
+    *,
+    trunk: Callable[[], avbvi.Trunk] | None = None,
+) -> Fitted:
+    """``avbvi.fit`` with :func:`own_sampler_guide`."""
+    with rng_untouched():
+        layout = avbvi.AVBGuide(problem.model).setup(*problem.args).layout
+    assert layout is not None
+    guide = partial(own_sampler_guide, dim=layout.dim, trunk=trunk)
+    return avb(problem, seed, minutes, snapshots, guide=guide)
 
 
 def paper_guide(model: Model, contrast: avbvi.Contrast | None = None) -> avbvi.AVBGuide:
@@ -168,6 +197,18 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("default", "avbvi default", avb, sources=AVB_SOURCES),
         Method("avb-pure", "pure AVB (no flow)", partial(avb, guide=affine_guide), sources=AVB_SOURCES),
+        Method(
+            "own-sampler",
+            "a user's generator network, 64-d noise",
+            own_sampler,
+            sources=AVB_SOURCES,
+        ),
+        Method(
+            "own-sampler-flow",
+            "the same behind a flow trunk",
+            partial(own_sampler, trunk=avbvi.FlowTrunk),
+            sources=AVB_SOURCES,
+        ),
         Method("trunk-only", "trunk alone", partial(avb, elbo=trunk_elbo), sources=AVB_SOURCES),
         Method("paper", "AVB paper, adaptive contrast", paper, sources=AVB_SOURCES),
         Method("paper-long", "AVB paper, adaptive contrast, 5 minutes", paper_long, sources=AVB_SOURCES),

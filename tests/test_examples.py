@@ -79,3 +79,15 @@ def test_judge(tmp_path: Path) -> None:
     figures = [[float(word) for word in line[26:].replace("±", "").split()] for line in (mine, gaussian)]
     assert all(len(row) == 6 and 0.45 < row[2] <= 1.0 for row in figures)
     assert "elpd_loo" in printed
+
+
+@pytest.mark.parametrize(
+    "noise", [["--noise", "64"], pytest.param(["--coins", "--noise", "5"], marks=pytest.mark.slow)]
+)
+def test_own_sampler(noise: list[str], tmp_path: Path) -> None:
+    printed = run("own_sampler.py", "--steps", "30", *noise, folder=tmp_path)
+    assert "no exact density" in printed
+    mu, tau = (line.split() for line in printed.splitlines()[-2:])
+    assert (mu[0], tau[0]) == ("mu", "tau")
+    assert mu[4:] == ["0.77", "±", "0.33"]  # the exact posterior's
+    assert abs(float(mu[1]) - 0.77) < 0.5

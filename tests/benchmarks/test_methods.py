@@ -173,7 +173,7 @@ def test_sites_arguments_and_snapshots(name: str) -> None:
 
 
 @pytest.mark.usefixtures("counted")
-@pytest.mark.parametrize("name", ["mixture-4", "nsf", "iaf-stl", "avb-pure"])
+@pytest.mark.parametrize("name", ["mixture-4", "nsf", "iaf-stl", "avb-pure", "own-sampler"])
 def test_looking_does_not_change_a_run(name: str) -> None:
     _available(name)
 
