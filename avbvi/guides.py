@@ -46,7 +46,7 @@ class AVBGuide(AutoContinuous):
         model: a Pyro model, or a :class:`~avbvi.LogDensity`.
         sampler: noise to base coordinates; any module with a ``noise_dim`` will do.
         trunk: base coordinates to the latent space; by default the better of a Gaussian mixture and a flow, fitted
-            first and then frozen, or with a sampler of your own an affine map, so that what is returned is your sampler.
+            first and then frozen; with a sampler of your own an affine map, so that it is your sampler that is returned.
         contrast: the density that the adversary compares the sampler with.
         adversary: the network that learns log q - log r.
         name: prefix of the guide's entries in Pyro's parameter store; unique by default.
