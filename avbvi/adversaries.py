@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .arguments import flag, integer, integers, number
 from .parts import Part, ResidualNetwork, mlp
 
 
@@ -113,11 +114,13 @@ class ResidualAdversary(Adversary):
         slope: float | None = None,
     ) -> None:
         super().__init__()
-        self.hidden = hidden
-        self.blocks = blocks
-        self.target_hint = target_hint
-        self.score = score
-        self.slope = slope
+        self.hidden = integer("hidden", hidden, 1)
+        self.blocks = integer("blocks", blocks, 0)
+        self.target_hint = flag("target_hint", target_hint)
+        self.score = flag("score", score)
+        self.slope = None if slope is None else number("slope", slope)
+        if slope is not None and not abs(float(slope)) < 1.0:
+            raise ValueError(f"slope must lie between -1 and 1, found {slope}")
 
     @property
     def uses_target(self) -> bool:
@@ -175,7 +178,7 @@ class MLPAdversary(Adversary):
 
     def __init__(self, hidden: tuple[int, ...] = (64, 64)) -> None:
         super().__init__()
-        self.hidden = tuple(hidden)
+        self.hidden = integers("hidden", hidden, "widths of the hidden layers")
 
     def _build(self, dim: int) -> None:
         self.network = mlp([dim, *self.hidden, 1], nn.SiLU, zero_last=True)

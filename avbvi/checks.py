@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 
+from .arguments import memory
 from .errors import ModelError
 from .rng import seeded
+from .samplers import Sampler
 from .targets import Model, UnconstrainedTarget
 
 #: Unconstrained coordinates up to this size are where a density has to be a number.
 NEAR = 30.0
+#: Points from which optimisation starts.
+SEARCHES = 32
+#: A gradient counts as wrong only if it is off by this share of the difference quotient, wherever that is reliable.
+WRONG_GRADIENT = 0.2
 
 
 def check_latents(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
@@ -25,8 +33,9 @@ def check_latents(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     runs = []
     with torch.no_grad(), seeded(0):
         for _ in range(3):
-            trace = prune_subsample_sites(poutine.block(poutine.trace(model).get_trace)(*args, **kwargs))
+            trace = prune_subsample_sites(_run(model, args, kwargs))
             runs.append(dict(trace.iter_stochastic_nodes()))
+    _check_data(trace)
     shapes = [{name: tuple(node["value"].shape) for name, node in run.items()} for run in runs]
     for other in shapes[1:]:
         if other != shapes[0]:
@@ -37,6 +46,11 @@ def check_latents(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             )
     enumerated, continuous = [], []
     for name, node in runs[0].items():
+        if not node["value"].numel():
+            raise ModelError(
+                f"site {name!r} has no elements (shape {tuple(node['value'].shape)}); leave it out of the model, or "
+                "give it the size that was meant"
+            )
         if not node["fn"].support.is_discrete:
             continuous.append(name)
         elif node["infer"].get("enumerate") == "parallel":
@@ -50,6 +64,102 @@ def check_latents(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if not continuous:
         raise ModelError("the model has no continuous latent sites; there is nothing for AVBGuide to approximate")
     return enumerated
+
+
+def _run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
+    """The model's trace on its prior; what fails there is reported with the last site that was reached."""
+    traced = poutine.trace(model)
+    try:
+        trace: poutine.Trace = poutine.block(traced.get_trace)(*args, **kwargs)
+    except ModelError:
+        raise
+    except NotImplementedError as error:
+        raise ModelError(
+            f"the model has a site that can't be drawn from ({_first(error)}), and a fit starts from draws of the "
+            "prior; give the site a proper prior, or write the density as a LogDensity"
+        ) from error
+    except (ArithmeticError, RuntimeError, ValueError, IndexError) as error:
+        last = [name for name, node in traced.trace.nodes.items() if node["type"] == "sample"][-1:]
+        raise ModelError(
+            f"the model failed when run on draws of its prior (last site reached: {last[0] if last else 'none'!r}): "
+            f"{_first(error)}. Call it by itself with the same arguments to see where"
+        ) from error
+    return trace
+
+
+def _first(error: Exception) -> str:
+    """The error's message without the table of shapes that Pyro appends."""
+    return str(error).partition("\nTrace Shapes:")[0]
+
+
+def _check_data(trace: poutine.Trace) -> None:
+    """Raise if an observed site holds NaN, or infinities that its distribution gives no density."""
+    for name, node in trace.nodes.items():
+        value = node.get("value")
+        if node["type"] != "sample" or not node["is_observed"] or node["infer"].get("_deterministic"):
+            continue
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"site {name!r}: the observed data must be a torch.Tensor, found {type(value).__name__}; convert them "
+                "with torch.as_tensor"
+            )
+        if node["mask"] is not None or isinstance(node["fn"], MaskedDistribution):
+            continue  # what is masked may be missing
+        if not value.is_floating_point() or not value.numel() or bool(torch.isfinite(value).all()):
+            continue
+        nan = int(torch.isnan(value).sum())
+        if nan or not bool(torch.isfinite(node["fn"].log_prob(value)).all()):
+            what = f"NaN in {nan}" if nan else f"infinite values in {int(torch.isinf(value).sum())}"
+            raise ModelError(
+                f"site {name!r}: the observed data have {what} of {value.numel()} places; remove them, make them "
+                "latent, or mask them (poutine.mask, and a finite number in their place)"
+            )
+
+
+def check_sampler(sampler: Sampler, base_dim: int, like: Tensor) -> None:
+    """Raise unless the sampler gives finite draws (2, base_dim) with the dtype of ``like`` and a gradient."""
+    trainable = [p for p in sampler.parameters() if p.requires_grad]
+    with torch.enable_grad(), seeded(0):
+        noise = sampler.sample_noise(torch.Size((2,)), like=like)
+        shape = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        try:
+            draws = sampler(noise)
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise ValueError(f"sampler failed on noise of shape {shape}: {error}") from error
+    if not isinstance(draws, Tensor):
+        raise TypeError(f"sampler must return a torch.Tensor, found {type(draws).__name__}")
+    if tuple(draws.shape) != (2, base_dim):
+        raise ValueError(
+            f"sampler must map noise {shape} to (2, {base_dim}), one coordinate per "
+            f"unconstrained latent of the model; found {tuple(draws.shape)}"
+        )
+    if draws.dtype != like.dtype:
+        raise ValueError(
+            f"sampler must return dtype {like.dtype}, that of the model's latents, found {draws.dtype}; make its "
+            "noise and constants with dtype=like.dtype"
+        )
+    if not bool(torch.isfinite(draws).all()):
+        raise ValueError("sampler must return finite draws, found NaN or infinite ones; check its weights and scale")
+    if trainable and not (draws.requires_grad and _has_gradient(draws, trainable)):
+        raise ValueError(
+            "sampler's draws have no gradient to any of its parameters, so that it could not be trained: found draws "
+            "that are cut off from them; write it in torch throughout, without detach(), no_grad() or item()"
+        )
+
+
+def _has_gradient(draws: Tensor, parameters: list[nn.Parameter]) -> bool:
+    gradients = torch.autograd.grad(draws.square().sum(), parameters, allow_unused=True)
+    return any(g is not None for g in gradients)
+
+
+def check_size(dim: int) -> None:
+    """Raise if the search for starting points, which takes matrices (dim, dim), can't fit in memory."""
+    needed, there = 4.0 * SEARCHES * float(dim) ** 2, memory()
+    if needed > there:
+        raise ModelError(
+            f"the model has {dim} unconstrained latent coordinates: the matrices of its starts take "
+            f"{needed / 2**30:.3g} GiB, more than this machine's {there / 2**30:.3g}; fit fewer latents at a time"
+        )
 
 
 def check_plates(trace: poutine.Trace) -> None:
@@ -73,6 +183,7 @@ def check_density(target: UnconstrainedTarget, like: Tensor) -> None:
         points = target.starting_points(32).to(like)
         value = target.log_prob(points)
         _check_rows(target, points, value)
+    check_gradient(target, points)
     # Far out, where some starts of a LogDensity lie, overflow is no fault of the model.
     wrong = (torch.isnan(value) | (value == torch.inf)) & (points.abs().amax(-1) <= NEAR)
     if bool(wrong.any()):
@@ -90,9 +201,59 @@ def check_density(target: UnconstrainedTarget, like: Tensor) -> None:
         )
 
 
+def check_gradient(target: UnconstrainedTarget, points: Tensor) -> None:
+    """Raise if differences of the log-density contradict its gradient, site by site, near points (n, dim).
+
+    Only points count at which central differences with two steps agree, far above rounding: a density with kinks or
+    noise is let pass, one that is detached from a site is not.
+    """
+    sites = target.layout.sites
+    points = points[points.abs().amax(-1) <= NEAR].detach()
+    if not len(points):
+        return
+    # Each point is moved along one site; each site gets two points at least, so that one does not decide.
+    count = max(2 * len(sites), len(points) if target.vectorize else 4)
+    points = points[torch.arange(count, device=points.device) % len(points)]
+    of_site = torch.arange(count, device=points.device) * len(sites) // count
+    with seeded(0):
+        direction = torch.randn(points.shape).to(points)
+    for i, site in enumerate(sites):
+        direction[of_site == i, : site.start] = 0.0
+        direction[of_site == i, site.stop :] = 0.0
+    step = 1e-2 * (1.0 + points.abs().amax(-1, keepdim=True))
+    h = step * torch.nn.functional.normalize(direction, dim=-1)
+
+    def at(z: Tensor) -> Tensor:
+        with pyro.validation_enabled(False), seeded(0):
+            return target.log_prob(z)
+
+    with torch.enable_grad():
+        z = points.clone().requires_grad_()
+        value = at(z)
+        gradient = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
+    slope = torch.zeros_like(value) if gradient is None else (gradient * h).sum(-1) / step[:, 0]
+    with torch.no_grad():
+        near, far = ((at(points + k * h) - at(points - k * h)) / (2.0 * k * step[:, 0]) for k in (1.0, 2.0))
+    rounding = 1e3 * torch.finfo(points.dtype).eps * (1.0 + value.detach().abs()) / step[:, 0]
+    finite = torch.isfinite(value) & torch.isfinite(near) & torch.isfinite(far) & torch.isfinite(slope)
+    reliable = finite & ((near - far).abs() < 0.1 * near.abs()) & (near.abs() > rounding)
+    wrong = reliable & ((slope - near).abs() > WRONG_GRADIENT * near.abs())
+    for i, site in enumerate(sites):
+        here = wrong & (of_site == i)
+        if int(here.sum()) < 2 or 2 * int(here.sum()) <= int((reliable & (of_site == i)).sum()):
+            continue
+        example = int(here.nonzero()[0])
+        raise ModelError(
+            f"the log-density's gradient is wrong: along site {site.name!r} it is {float(slope[example]):.4g}, but "
+            f"differences of the log-density give {float(near[example]):.4g}. Something cuts the graph between the two;"
+            " write the model in torch throughout, without detach(), no_grad(), item(), int() or NumPy"
+        )
+
+
 def _check_rows(target: UnconstrainedTarget, points: Tensor, value: Tensor) -> None:
     """Raise if a draw's log-density depends on the other draws in its batch (a sum over the wrong dimension)."""
-    finite = torch.isfinite(value).nonzero().squeeze(-1)[:2]
+    # The last ones lie farthest out: near each other, draws show little of what they share.
+    finite = (torch.isfinite(value) & (points.abs().amax(-1) <= NEAR)).nonzero().squeeze(-1)[-2:]
     if not target.vectorize or len(finite) < 2:
         return
     with seeded(0):

@@ -8,11 +8,12 @@ from the ELBO), and it whitens: the adversary sees coordinates in which r is abo
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .arguments import flag, integer, number
 from .mixtures import component_log_probs, inverse_factors
 from .parts import Part
 from .trunks import Trunk, standard_normal_log_prob
@@ -64,6 +65,13 @@ class Contrast(Part):
         return e
 
 
+def _jitter(value: Any) -> float:
+    jitter = number("jitter", value)
+    if not 0.0 <= jitter < math.inf:
+        raise ValueError(f"jitter must be finite and not negative, found {value}")
+    return jitter
+
+
 class PriorContrast(Contrast):
     """r = the model's prior: the paper's Algorithm 1. Needs a Pyro model with a prior and the identity trunk."""
 
@@ -106,11 +114,11 @@ class GaussianContrast(Contrast):
 
     def __init__(self, full: bool = False, momentum: float = 0.0, jitter: float = 1e-6) -> None:
         super().__init__()
-        if not 0.0 <= momentum < 1.0:
+        self.full = flag("full", full)
+        self.momentum = number("momentum", momentum)
+        if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum must be in [0, 1), found {momentum}")
-        self.full = full
-        self.momentum = momentum
-        self.jitter = jitter
+        self.jitter = _jitter(jitter)
 
     def _build(self, dim: int) -> None:
         self.register_buffer("loc", torch.zeros(dim))
@@ -182,13 +190,11 @@ class MixtureContrast(Contrast):
 
     def __init__(self, components: int | None = None, rate: float = 0.05, jitter: float = 1e-3) -> None:
         super().__init__()
-        if components is not None and components < 1:
-            raise ValueError(f"components must be at least 1, found {components}")
-        if not 0.0 < rate <= 1.0:
+        self.components = None if components is None else integer("components", components, 1)
+        self.rate = number("rate", rate)
+        if not 0.0 < self.rate <= 1.0:
             raise ValueError(f"rate must be in (0, 1], found {rate}")
-        self.components = components
-        self.rate = rate
-        self.jitter = jitter
+        self.jitter = _jitter(jitter)
         self._least = LEAST_COMPONENTS
 
     def build_on(self, trunk: Trunk) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .adversarial import AdversaryTrainer
 from .annealing import Annealed
+from .arguments import flag, instance, integer, positive_integer, positive_number
 from .checks import check_density
 from .diagnostics import choose_stage
 from .errors import NonFiniteError
@@ -86,13 +87,15 @@ class AdversarialELBO(ELBO):
             ("num_particles", num_particles),
             ("adversary_steps", adversary_steps),
             ("adversary_batch", adversary_batch),
-            ("adversary_lr", adversary_lr),
         ):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, found {value}")
-        if pretrain_steps < 0:
+            if value is not None:
+                positive_integer(name, value)
+        positive_number("adversary_lr", adversary_lr)
+        if integer("pretrain_steps", pretrain_steps) < 0:
             raise ValueError(f"pretrain_steps must not be negative, found {pretrain_steps}")
-        vectorize = True if vectorize_particles is None else vectorize_particles
+        if schedule is not None:
+            instance("schedule", schedule, Schedule, "a Schedule")
+        vectorize = True if vectorize_particles is None else flag("vectorize_particles", vectorize_particles)
         self.elbo = elbo or Trace_ELBO(num_particles=num_particles or 512, vectorize_particles=vectorize)
         super().__init__(
             num_particles=self.elbo.num_particles,

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from . import predictive
+from .arguments import flag, instance
 from .errors import ModelError
 from .targets import LogDensity, UnconstrainedTarget
 
@@ -52,6 +53,16 @@ def to_arviz(
         attributes: of the groups ``posterior`` and ``sample_stats``.
         log_likelihood, posterior_predictive, prior, coords, dims: as in the method.
     """
+    for name, wanted in (
+        ("log_likelihood", log_likelihood),
+        ("posterior_predictive", posterior_predictive),
+        ("prior", prior),
+    ):
+        if wanted is not None:
+            flag(name, wanted)
+    for name, table in (("coords", coords), ("dims", dims)):
+        if table is not None:
+            instance(name, table, Mapping, "a dict")
     trace = predictive.single_run(target, values)
     observed = predictive.observed_sites(trace, values)
     partial = {name: reason for name, node in observed.items() if (reason := predictive.subsampled_plate(node))}
@@ -265,7 +276,11 @@ def _checked(shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, Sequence[
     for variable, names in dims.items():
         if variable not in shapes:
             raise ValueError(f"dims has {variable!r}, which is no variable; there are {sorted(shapes)}")
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if (
+            isinstance(names, str)
+            or not isinstance(names, Sequence)
+            or not all(isinstance(name, str) for name in names)
+        ):
             raise ValueError(f"dims[{variable!r}] must be a list of dimension names, found {names!r}")
         if len(names) != len(shapes[variable]):
             raise ValueError(

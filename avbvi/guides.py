@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .adversaries import Adversary, Hint, ResidualAdversary
-from .checks import check_latents, check_plates
+from .arguments import function, instance, real_tensor
+from .checks import check_latents, check_plates, check_sampler, check_size
 from .contrasts import Contrast, MixtureContrast, PriorContrast
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
@@ -46,7 +47,7 @@ class AVBGuide(AutoContinuous):
         model: a Pyro model, or a :class:`~avbvi.LogDensity`.
         sampler: noise to base coordinates; any module with a ``noise_dim`` will do.
         trunk: base coordinates to the latent space; by default the better of a Gaussian mixture and a flow, fitted
-            first and then frozen; with a sampler of your own an affine map, so that it is your sampler that is returned.
+            first and then frozen; with a sampler of your own an affine map, so that your sampler is returned.
         contrast: the density that the adversary compares the sampler with.
         adversary: the network that learns log q - log r.
         name: prefix of the guide's entries in Pyro's parameter store; unique by default.
@@ -67,6 +68,9 @@ class AVBGuide(AutoContinuous):
         adversary: Adversary | None = None,
         name: str | None = None,
     ) -> None:
+        function("model", model)
+        if name is not None:
+            instance("name", name, str, "a string")
         super().__init__(model, init_loc_fn=init_to_median)
         for given, kind, role in (
             (trunk, Trunk, "trunk"),
@@ -167,6 +171,7 @@ class AVBGuide(AutoContinuous):
         super()._setup_prototype(*args, **kwargs)
         check_plates(self.prototype_trace)
         self.layout = LatentLayout.from_trace(self.prototype_trace)
+        check_size(self.layout.dim)
         if self.part("sampler").context_dim is not None:
             raise ModelError("sampler takes a context: amortised guides are not supported by this version")
         self._check_name()
@@ -200,16 +205,7 @@ class AVBGuide(AutoContinuous):
         sampler = self.part("sampler")
         with torch.no_grad(), seeded(0):
             sampler.start(self.anchor)
-            try:
-                shape = sampler(sampler.sample_noise(torch.Size((2,)), like=self.anchor)).shape
-            except RuntimeError as error:
-                raise ValueError(f"sampler failed on noise of shape (2, {sampler.noise_dim}): {error}") from error
-        base_dim = self.part("trunk").base_dim
-        if tuple(shape) != (2, base_dim):
-            raise ValueError(
-                f"sampler must map noise (2, {sampler.noise_dim}) to (2, {base_dim}), one coordinate per "
-                f"unconstrained latent of the model; found {tuple(shape)}"
-            )
+        check_sampler(sampler, self.part("trunk").base_dim, self.anchor)
 
     def bind(
         self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, vectorize: bool
@@ -446,11 +442,14 @@ class AVBGuide(AutoContinuous):
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Empirical quantiles of each site on its constrained scale: {site: (len(quantiles), *shape)}."""
+        q = real_tensor("quantiles", quantiles)
+        if q.dim() != 1 or not len(q) or not bool(((q >= 0.0) & (q <= 1.0)).all()):
+            raise ValueError(f"quantiles must be a list of numbers in [0, 1], found {quantiles!r}")
         self.setup(*args, **kwargs)
         assert self.layout is not None
         with seeded(0):
             values, _ = self.layout.constrain(self.draw(QUANTILE_DRAWS).z)
-        q = torch.as_tensor(quantiles, dtype=self.anchor.dtype, device=self.anchor.device)
+        q = q.to(self.anchor)
         return {name: torch.quantile(value, q, dim=0) for name, value in values.items()}
 
     @torch.no_grad()

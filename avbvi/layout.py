@@ -77,7 +77,7 @@ class LatentLayout:
         """Values {site: (n, *shape)} to z (n, dim) and log|det d values / d z| (n,).
 
         Raises:
-            ValueError: a site is missing, misshapen, or has values outside its support.
+            ValueError: a site is missing, misshapen, or has values outside its support or infinite ones.
         """
         parts: list[Tensor] = []
         log_det: Tensor | None = None
@@ -87,13 +87,23 @@ class LatentLayout:
                     f"draws lack the site {site.name!r}; found {sorted(values)}, needed {[s.name for s in self.sites]}"
                 )
             value = torch.as_tensor(values[site.name])
-            if value.shape[1:] != site.shape:
+            if value.dim() != len(site.shape) + 1 or value.shape[1:] != site.shape:
                 raise ValueError(
                     f"draws[{site.name!r}] must have shape (n, {', '.join(map(str, site.shape))}), "
                     f"found {tuple(value.shape)}"
                 )
+            if not len(value):
+                raise ValueError(f"draws[{site.name!r}] must hold at least one draw, found shape {tuple(value.shape)}")
+            if parts and value.shape[0] != parts[0].shape[0]:
+                first = self.sites[0].name
+                raise ValueError(
+                    f"draws[{site.name!r}] must hold as many draws as draws[{first!r}], {parts[0].shape[0]}, found "
+                    f"{value.shape[0]}"
+                )
             if not bool(site.support.check(value).all()):
                 raise ValueError(f"draws[{site.name!r}] has values outside the site's support {site.support}")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"draws[{site.name!r}] must be finite, found NaN or infinite values")
             transform = biject_to(site.support)
             unconstrained = transform.inv(value)
             term = transform.log_abs_det_jacobian(unconstrained, value).reshape(value.shape[0], -1).sum(-1)

@@ -12,12 +12,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from .arguments import fits_in_memory, function, instance, integer, real_tensor
 from .checkpoints import read_file, write_atomically
 from .diagnostics import StageComparison, Verdict
 from .errors import CheckpointError
 from .estimates import Estimate
 from .export import to_arviz
 from .guides import AVBGuide
+from .integrity import check_entries, damage
 from .parts import Plain, rebuild
 from .predictive import deterministic, log_joint, predictions
 from .refinement import Refinement, moved_draws, refinement
@@ -103,6 +105,12 @@ class Posterior:
             raise RuntimeError("the guide is part of an AutoGuideList and has no joint density of its own")
         return target
 
+    def _number(self, n: int) -> int:
+        """A number of draws, checked."""
+        n = integer("n", n, 1)
+        fits_in_memory("n", n, self._layout.dim)
+        return n
+
     @property
     def elbo_is_exact(self) -> bool:
         """Whether log q is known exactly (trunk), so that the ELBO is a lower bound; otherwise it is learned."""
@@ -115,15 +123,19 @@ class Posterior:
         Where the fit left room for it, draws of the guide are moved by a few HMC transitions (``hmc_steps``, by default
         the posterior's own; 0 for the guide's draws as they are). These leave the posterior invariant, so that
         KL(q, p) can only fall; :meth:`log_prob` and :meth:`elbo` are of the guide, before them.
+
+        Raises:
+            TypeError: n or hmc_steps is no integer.
+            ValueError: n is less than 1, or hmc_steps negative.
+            MemoryError: so many draws do not fit in memory.
         """
-        _check_number(n)
-        values, _ = self._layout.constrain(self._draws(n, hmc_steps))
+        n = self._number(n)
+        steps = None if hmc_steps is None else integer("hmc_steps", hmc_steps, 0)
+        values, _ = self._layout.constrain(self._draws(n, steps))
         return {**values, **deterministic(self._target, values)}
 
     def _draws(self, n: int, hmc_steps: int | None = None) -> Tensor:
         steps = self.hmc_steps if hmc_steps is None else hmc_steps
-        if steps < 0:
-            raise ValueError(f"hmc_steps must not be negative, found {steps}")
         return moved_draws(self.guide, self._target, n, steps) if steps else self.guide.draw(n).z
 
     @torch.no_grad()
@@ -133,9 +145,13 @@ class Posterior:
         Exact for the trunk, learned by the adversary otherwise. Sites that are not latent are ignored.
 
         Raises:
-            ValueError: a latent site is missing, misshapen or outside its support.
+            TypeError: draws is no dict of numbers.
+            ValueError: a latent site is missing, misshapen, outside its support or infinite.
         """
-        z, log_det = self._layout.unconstrain({k: torch.as_tensor(v).to(self.guide.anchor) for k, v in draws.items()})
+        instance("draws", draws, Mapping, "a dict of draws {site: (n, *shape)}")
+        names = [site.name for site in self._layout.sites]
+        values = {k: real_tensor(f"draws[{k!r}]", draws[k]).to(self.guide.anchor) for k in names if k in draws}
+        z, log_det = self._layout.unconstrain(values)
         posterior = self.guide.get_posterior(*self.args, **self.kwargs)
         result: Tensor = posterior.log_prob(z) - log_det
         return result
@@ -143,7 +159,7 @@ class Posterior:
     @torch.no_grad()
     def elbo(self, n: int = 20_000) -> Estimate:
         """E_q[log p - log q] by n fresh draws; a lower bound of the log-evidence only if ``elbo_is_exact``."""
-        return guide_elbo(self.guide, self._target, n)
+        return guide_elbo(self.guide, self._target, self._number(n))
 
     def refine(self, steps: int = 40, n: int = 4000) -> Refinement:
         """Move n draws by some HMC steps: better draws, and a test of the fit, for draws of the posterior stay.
@@ -153,7 +169,7 @@ class Posterior:
         Raises:
             ValueError: steps is less than 2, or fewer than 10 of the draws have positive density.
         """
-        _check_number(n)
+        n = self._number(n)
         return refinement(self._target, self.guide.draw(n).z, steps=steps)
 
     @torch.no_grad()
@@ -168,7 +184,7 @@ class Posterior:
             ValueError: n is less than 1.
             ModelError: with these arguments a latent site has another shape than in the fit.
         """
-        _check_number(n)
+        n = self._number(n)
         target = self._target
         at = target.with_arguments(args, kwargs) if args or kwargs else target
         values, _ = self._layout.constrain(self._draws(n))
@@ -211,7 +227,7 @@ class Posterior:
             ValueError: n is less than 1, or ``coords`` or ``dims`` do not fit the sites.
             ModelError: a group that is ``True`` can't be had.
         """
-        _check_number(n)
+        n = self._number(n)
         target = self._target
         density = "exact" if self.elbo_is_exact else "learned"
         if self.hmc_steps:
@@ -264,11 +280,6 @@ def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
     with torch.no_grad(), seeded(0), poutine.block(), poutine.trace(param_only=True) as capture:
         model(*args, **kwargs)
     return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-
-
-def _check_number(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, found {n}")
 
 
 @torch.no_grad()
@@ -325,15 +336,23 @@ def load(
         CheckpointError: the file is damaged, foreign, belongs to another model, or has custom parts and no
             ``guide`` is given.
     """
+    function("model", model)
+    if guide is not None:
+        instance("guide", guide, AVBGuide, "an AVBGuide")
     content = read_file(path, FORMAT, VERSION, KEYS)
+    check_entries(content, path, ROLES)
     if guide is None:
         custom = sorted(role for role, plain in content["parts"].items() if plain is None)
         if custom:
             raise CheckpointError(
                 f"{str(path)!r} was fitted with custom parts {custom}; pass guide=AVBGuide(model, ...)"
             )
-        parts: dict[str, Any] = {role: rebuild(content["parts"][role]) for role in ROLES}
+        with damage(path):
+            parts: dict[str, Any] = {role: rebuild(content["parts"][role]) for role in ROLES}
         guide = AVBGuide(model, **parts)
+    with damage(path):
+        verdict, run = Verdict(**content["verdict"]), Run(**content["run"])
+        comparison = read_comparison(content["comparison"])
     guide.setup(*args, **kwargs)
     if site_table(guide) != content["sites"]:
         raise CheckpointError(
@@ -354,9 +373,9 @@ def load(
         guide,
         args,
         kwargs,
-        verdict=Verdict(**content["verdict"]),
-        run=Run(**content["run"]),
-        comparison=read_comparison(content["comparison"]),
+        verdict=verdict,
+        run=run,
+        comparison=comparison,
         hmc_steps=content["hmc_steps"],
     )
 

@@ -17,7 +17,18 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from .checks import check_latents, check_plates
+from .arguments import (
+    device_of,
+    fits_in_memory,
+    flag,
+    function,
+    instance,
+    integer,
+    keywords,
+    real_tensor,
+    seed_number,
+)
+from .checks import check_gradient, check_latents, check_plates, check_size
 from .devices import moved
 from .errors import ModelError
 from .hmc import HMCRun, run_hmc
@@ -204,15 +215,24 @@ def hmc_posterior(
         ValueError: an argument out of its range.
     """
     start = time.perf_counter()
-    kwargs = dict(model_kwargs or {})
-    if chains < 1:
-        raise ValueError(f"chains must be at least 1, found {chains}")
+    function("model", model)
+    chains, draws = integer("chains", chains, 1), integer("draws", draws, 1)
+    kwargs, seed, device = keywords("model_kwargs", model_kwargs), seed_number(seed), device_of(device)
+    flag("vectorize", vectorize)
+    if mass is not None:
+        instance("mass", mass, Mass, "a Mass such as DenseMass()")
     if device is not None:
         args = tuple(moved(a, device) for a in args)
         kwargs = {k: moved(v, device) for k, v in kwargs.items()}
     where: AbstractContextManager[Any] = nullcontext() if device is None else torch.device(device)
     with seeded(seed), where:
         target = unconstrained_target(model, args, kwargs, vectorize=vectorize)
+        fits_in_memory("chains * draws", chains * draws, target.layout.dim)
+        if states is None:
+            check_size(target.layout.dim)
+        else:
+            states = _checked_states(states, target.layout.dim)
+        check_gradient(target, target.starting_points(32 if target.vectorize else 4) if states is None else states)
         # Without validation: a trajectory that wanders off to NaN is rejected, not an error. It also saves a fourth.
         with pyro.validation_enabled(False):
             found = Starts(states, None) if states is not None else starting_states(target, chains)
@@ -232,6 +252,17 @@ def hmc_posterior(
             )
             values = constrained(target, run.draws.flatten(0, 1))
     return HMCPosterior(values, run, target, modes, time.perf_counter() - start)
+
+
+def _checked_states(states: Any, dim: int) -> Tensor:
+    states = real_tensor("states", states)
+    states = states if states.is_floating_point() else states.to(torch.get_default_dtype())
+    if states.dim() != 2 or len(states) < 1 or states.shape[1] != dim:
+        raise ValueError(
+            f"states must have shape (chains, {dim}), one column per unconstrained coordinate of the model, found "
+            f"{tuple(states.shape)}"
+        )
+    return states
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from .arguments import integer
 from .estimates import Estimate
 from .hmc import run_hmc, short_hmc
 from .hmc.adaptation import DenseMass, DiagonalMass
@@ -156,7 +157,7 @@ def refinement(
     Source: Wang, Kasprzak and Huggins (2023), A targeted accuracy diagnostic for variational approximations, AISTATS:
     short chains from q, whose change in means and standard deviations bounds q's errors from below.
     """
-    if steps < 2:
+    if integer("steps", steps) < 2:
         raise ValueError(f"steps must be at least 2 (the first half adapts the step size), found {steps}")
     n = len(z)
     with pyro.validation_enabled(False):

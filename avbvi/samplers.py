@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .arguments import flag, instance, integer, integers, number
 from .parts import Part, ResidualNetwork, mlp
 from .rng import rng_untouched
 from .trunks import Trunk
@@ -74,14 +75,12 @@ class ResidualSampler(Sampler):
 
     def __init__(self, hidden: int = 64, blocks: int = 2, noise_factor: int = 2, smoothing: float = 0.5) -> None:
         super().__init__()
-        if noise_factor < 1:
-            raise ValueError(f"noise_factor must be at least 1, found {noise_factor}")
-        if not 0.0 < smoothing < 1.0:
+        self.hidden = integer("hidden", hidden, 1)
+        self.blocks = integer("blocks", blocks, 0)
+        self.noise_factor = integer("noise_factor", noise_factor, 1)
+        self.smoothing = number("smoothing", smoothing)
+        if not 0.0 < self.smoothing < 1.0:
             raise ValueError(f"smoothing must be in (0, 1), found {smoothing}")
-        self.hidden = hidden
-        self.blocks = blocks
-        self.noise_factor = noise_factor
-        self.smoothing = smoothing
         self._places = 1
 
     def build_on(self, trunk: Trunk) -> None:
@@ -141,8 +140,8 @@ class MLPSampler(Sampler):
 
     def __init__(self, hidden: tuple[int, ...] = (128, 128), noise_dim: int | None = None) -> None:
         super().__init__()
-        self.hidden = tuple(hidden)
-        self.noise_dim = noise_dim
+        self.hidden = integers("hidden", hidden, "widths of the hidden layers")
+        self.noise_dim = None if noise_dim is None else integer("noise_dim", noise_dim, 1)
 
     def _build(self, dim: int) -> None:
         self.noise_dim = dim if self.noise_dim is None else self.noise_dim
@@ -189,8 +188,8 @@ class ModuleSampler(Sampler):
         self, module: nn.Module, noise_dim: int | None = None, *, smoothing: float = 0.5, standardise: bool = True
     ) -> None:
         super().__init__()
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"sampler must be a torch.nn.Module, found {type(module).__name__}")
+        instance("module", module, nn.Module, "a torch.nn.Module")
+        smoothing, standardise = number("smoothing", smoothing), flag("standardise", standardise)
         if not 0.0 <= smoothing < 1.0:
             raise ValueError(f"smoothing must be in [0, 1), found {smoothing}")
         for name, part in module.named_modules():
@@ -216,7 +215,7 @@ class ModuleSampler(Sampler):
         if width < 1:
             raise ValueError(f"noise_dim must be at least 1, found {width}")
         self.module = module
-        self.noise_dim = self.width = width
+        self.noise_dim = self.width = integer("noise_dim", width, 1)
         self.smoothing = smoothing
         self.standardise = standardise
 

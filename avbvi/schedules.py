@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .arguments import flag, number
 from .stopping import Stopping
 
 #: What a step of the adversarial stage costs, in steps of the trunk's: runs of given steps and runs of given
@@ -42,6 +43,7 @@ class Schedule:
         adversary_floor: least learning rate of the adversary before the polish, relative to its start.
 
     Raises:
+        TypeError: a share that is no number.
         ValueError: a share outside [0, 1), or ``beta_start`` outside (0, 1].
     """
 
@@ -57,6 +59,19 @@ class Schedule:
     adversary_floor: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in (
+            "trunk",
+            "race",
+            "race_floor",
+            "settle",
+            "anneal",
+            "beta_start",
+            "polish",
+            "average",
+            "adversary_floor",
+        ):
+            number(f"Schedule({name}=...)", getattr(self, name))
+        flag("Schedule(decay=...)", self.decay)
         if not 0.0 <= self.trunk <= 1.0:
             raise ValueError(f"Schedule(trunk=...) must be in [0, 1], found {self.trunk}")
         for name in ("race", "race_floor", "anneal", "polish", "average", "adversary_floor"):

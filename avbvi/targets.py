@@ -18,9 +18,11 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from .arguments import flag, function, integers
 from .errors import ModelError
 from .layout import LatentLayout
 from .rng import seeded
+from .supports import check_name, checked_init, checked_sites
 
 Model = Callable[..., Any]
 PARTICLES = "_avbvi_particles"
@@ -42,9 +44,10 @@ class LogDensity:
         name: name of the single site.
 
     Raises:
+        TypeError: an argument of the wrong type.
         ValueError: neither or both of ``event_shape`` and ``sites``, an ``init`` of the wrong shape, or a support
-            that no bijection maps to.
-        ModelError: (when called) ``log_prob`` returns a wrong type, shape or dtype.
+            that no bijection maps to, or that has no values of the shape.
+        ModelError: (when called) ``log_prob`` fails, changes its argument, or returns a wrong type, shape or dtype.
     """
 
     def __init__(
@@ -59,37 +62,16 @@ class LogDensity:
     ) -> None:
         if (event_shape is None) == (sites is None):
             raise ValueError("give either event_shape (one real-valued site) or sites (name -> (support, shape))")
+        function("log_prob", log_prob)
+        check_name("name", name)
         self.log_prob = log_prob
         self.single = name if sites is None else None
-        self.batched = batched
+        self.batched = flag("batched", batched)
         if sites is None:
             assert event_shape is not None
-            sites = {name: (constraints.real, tuple(event_shape))}
-            init = None if init is None else {name: torch.as_tensor(init)}
-        self.sites = {site: (support, tuple(shape)) for site, (support, shape) in sites.items()}
-        for site, (support, _) in self.sites.items():
-            try:
-                biject_to(support)
-            except NotImplementedError:
-                raise ValueError(
-                    f"sites[{site!r}]: torch.distributions.biject_to knows no map from real numbers to the support "
-                    f"{support}; write the density on real, positive, simplex or corr_cholesky sites instead"
-                ) from None
-        self.init = self._checked_init(init)
-
-    def _checked_init(self, init: Any) -> dict[str, Tensor] | None:
-        if init is None:
-            return None
-        if not isinstance(init, Mapping) or set(init) != set(self.sites):
-            raise ValueError(f"init must give a value for each of the sites {sorted(self.sites)}")
-        values = {site: torch.as_tensor(value) for site, value in init.items()}
-        for site, value in values.items():
-            support, shape = self.sites[site]
-            if tuple(value.shape) != shape:
-                raise ValueError(f"init[{site!r}] must have shape {shape}, found {tuple(value.shape)}")
-            if not bool(support.check(value).all()):
-                raise ValueError(f"init[{site!r}] lies outside its support {support}")
-        return values
+            sites = {name: (constraints.real, integers("event_shape", event_shape, "dimensions"))}
+        self.sites = checked_sites(sites)
+        self.init = checked_init(init if self.single is None or init is None else {name: init}, self.sites)
 
     def __call__(self) -> dict[str, Tensor]:
         """Run as a Pyro model: one site per entry of ``sites`` and the factor ``log_density``."""
@@ -108,14 +90,32 @@ class LogDensity:
         first = values[site]
         batch = first.shape[: first.dim() - len(shape)]
         argument: Any = values if self.single is None else values[self.single]
-        if not self.batched:
-            result = self._mapped(argument, len(batch))
-        elif batch:
-            result = self.log_prob(argument)
-        else:
-            # A single draw goes in as a batch of one, so that functions may index z[:, 0].
-            result = self.log_prob(_unsqueezed(argument))
-            result = result.squeeze(0) if isinstance(result, Tensor) and result.shape == (1,) else result
+        versions = [value._version for value in values.values()]
+        try:
+            if not self.batched:
+                result = self._mapped(argument, len(batch))
+            elif batch:
+                result = self.log_prob(argument)
+            else:
+                # A single draw goes in as a batch of one, so that functions may index z[:, 0].
+                result = self.log_prob(_unsqueezed(argument))
+                result = result.squeeze(0) if isinstance(result, Tensor) and result.shape == (1,) else result
+        except ModelError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            shape = (*(batch or (1,)), *shape) if self.batched else shape
+            what = f"values of shape {tuple(shape)}" if self.single else f"a dict of the sites {sorted(values)}"
+            hint = (
+                "draws along the first dimension; for a function of one draw pass batched=False"
+                if self.batched
+                else "one draw at a time, through torch.vmap, which allows no item() and no if"
+            )
+            raise ModelError(
+                f"log_prob failed on {what} ({type(error).__name__}: {error}). With batched={self.batched} it "
+                f"gets {hint}"
+            ) from error
+        if versions != [value._version for value in values.values()]:
+            raise ModelError("log_prob changes its argument in place; work on a copy, or use operations without _")
         if not isinstance(result, Tensor):
             raise ModelError(f"log_prob must return a torch.Tensor, found {type(result).__name__}")
         if result.shape != batch:
@@ -217,6 +217,14 @@ class UnconstrainedTarget:
         known = {site.name for site in layout.sites}
         latent = {n["name"]: n for n in nodes if not n["is_observed"]}
         self.enumerated = [n for n, node in latent.items() if node["infer"].get("enumerate") == "parallel"]
+        absent = {site.name: list(site.shape) for site in layout.sites
+                  if site.name not in latent or latent[site.name]["value"].shape != site.shape}  # fmt: skip
+        if absent:
+            there = {name: list(node["value"].shape) for name, node in latent.items()}
+            raise ModelError(
+                f"the guide belongs to another model: its latent sites {absent} are not among this model's {there} "
+                "(name, shape); make a new AVBGuide of this model"
+            )
         missing = sorted(set(latent) - known - set(self.enumerated))
         if missing:
             raise ModelError(

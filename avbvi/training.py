@@ -15,12 +15,24 @@ import torch
 from pyro import poutine
 from tqdm.auto import tqdm
 
-from .checkpoints import check_path, read_file, write_atomically
+from .arguments import (
+    device_of,
+    flag,
+    function,
+    instance,
+    keywords,
+    positive_integer,
+    positive_number,
+    seed_number,
+    writable_file,
+)
+from .checkpoints import read_file, write_atomically
 from .devices import moved
 from .diagnostics import Iterates, Verdict, judge
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
+from .integrity import damage
 from .interrupts import Interrupt
 from .posterior import Posterior, Run, guide_elbo, part_configurations, plain_comparison, read_comparison, site_table
 from .recovery import MANY_ROLLBACKS, Recovery
@@ -103,6 +115,7 @@ def fit(
         The posterior, with its verdict.
 
     Raises:
+        TypeError: an argument of the wrong type.
         ValueError: both ``steps`` and ``minutes``, a non-positive one, a ``guide`` that was trained before, or
             ``stopping`` with ``minutes`` or without a trunk to train.
         ModelError: the model can't be fitted (see :class:`~avbvi.AVBGuide`).
@@ -114,9 +127,19 @@ def fit(
         raise ValueError("give either steps or minutes, not both")
     if stopping is not None and minutes is not None:
         raise ValueError("stopping decides on a number of steps; give it without minutes, or minutes without it")
-    for name, value in (("steps", steps), ("minutes", minutes), ("lr", lr)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, found {value}")
+    if stopping is not None:
+        instance("stopping", stopping, Stopping, "a Stopping")
+    function("model", model)
+    steps = None if steps is None else positive_integer("steps", steps)
+    minutes = None if minutes is None else positive_number("minutes", minutes)
+    lr, seed = positive_number("lr", lr), seed_number(seed)
+    flag("progress", progress)
+    if guide is not None:
+        instance("guide", guide, AVBGuide, "an AVBGuide")
+    if elbo is not None:
+        instance("elbo", elbo, AdversarialELBO, "an AdversarialELBO (which may wrap another ELBO)")
+    if checkpoint is not None:
+        writable_file("checkpoint", checkpoint)
     if len(args) == 1 and isinstance(args[0], torch.utils.data.DataLoader):
         raise TypeError("a DataLoader as the model's argument needs an amortised guide, not supported by this version")
     if elbo is not None and elbo.steps is not None:
@@ -125,9 +148,8 @@ def fit(
         raise ValueError(f"guide was trained before ({int(guide.step_count)} steps); fit needs an untrained one")
     if steps is None and minutes is None:
         steps = DEFAULT_STEPS if stopping is None else MOST_STEPS
-    if checkpoint is not None:
-        check_path(checkpoint)
-    kwargs = dict(model_kwargs or {})
+    kwargs = keywords("model_kwargs", model_kwargs)
+    device = device_of(device)
     if device is not None:
         args = tuple(moved(a, device) for a in args)
         kwargs = {k: moved(v, device) for k, v in kwargs.items()}
@@ -216,7 +238,8 @@ class Trainer:
         resumes = checkpoint is not None and Path(checkpoint).exists()
         if checkpoint is not None and resumes:
             self.guide.setup(*self.args, **self.kwargs)
-            self._resume(checkpoint)
+            with damage(checkpoint):
+                self._resume(checkpoint)
             if self.elbo.clock is not None:
                 self.elbo.clock.started -= self.elapsed_before
         else:

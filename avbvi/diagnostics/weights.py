@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import real_tensor
+
 if TYPE_CHECKING:
     from ..guides import AVBGuide
     from ..targets import UnconstrainedTarget
@@ -32,6 +34,7 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, float]:
     Raises:
         ValueError: NaN or +inf among the weights, all of them zero, or fewer than 25.
     """
+    log_weights = real_tensor("log_weights", log_weights)
     if log_weights.dim() != 1 or log_weights.numel() < 25:
         raise ValueError(f"log_weights must have shape (n,) with n >= 25, found {tuple(log_weights.shape)}")
     if bool((torch.isnan(log_weights) | (log_weights == math.inf)).any()):

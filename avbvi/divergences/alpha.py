@@ -10,6 +10,7 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor
 
+from ..arguments import found, number
 from ..estimates import Estimate
 from .nearest import _pair
 from .radii import Blocks, Radii, block_radii, both_radii
@@ -104,7 +105,11 @@ def knn_alpha_divergence(
 
     Source: Poczos and Schneider (2011), On the estimation of alpha-divergences, AISTATS.
     """
-    alpha = float(divergence.alpha)
+    if isinstance(divergence, type) or not hasattr(divergence, "alpha") or not hasattr(divergence, "of_integral"):
+        raise TypeError(
+            f"divergence must be an object with alpha and of_integral, such as Renyi(0.5), found {found(divergence)}"
+        )
+    alpha = number("divergence.alpha", divergence.alpha)
     if alpha == 1.0 or not math.isfinite(alpha):
         raise ValueError(f"divergence.alpha must be finite and not 1 (use knn_kl for the limit), got {alpha}.")
     q, p = _pair(x, y, k, chunk_size)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..arguments import function, integer
 from ..estimates import Estimate
 from .networks import RatioNetwork, train_ratio
 from .samples import Draws, paired_draws
@@ -95,8 +96,10 @@ def kl_lower_bound(
         ("passes", passes, 1),
         ("batch_size", batch_size, 2),
     ):
-        if option < least:
-            raise ValueError(f"{name} must be at least {least}, got {option}.")
+        integer(name, option, least)
+    integer("seed", seed)
+    if features is not None:
+        function("features", features)
     q, p = paired_draws(x, y)
     for name, size in (("x", q.shape[0]), ("y", p.shape[0])):
         if size < 20 * folds:
@@ -141,15 +144,25 @@ def density_features(log_prob: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
         A function of draws (k, d) with values (k, 1 + d).
 
     Raises:
-        ValueError: when called, if log_prob returns another shape than (k,).
+        TypeError: log_prob can't be called or, when called, returns no tensor.
+        ValueError: when called, if log_prob returns another shape than (k,), or no gradient.
     """
+
+    function("log_prob", log_prob)
 
     def features(z: Tensor) -> Tensor:
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             value = log_prob(z)
+            if not isinstance(value, Tensor):
+                raise TypeError(f"log_prob must return a torch.Tensor, found {type(value).__name__}")
             if value.shape != z.shape[:1]:
                 raise ValueError(f"log_prob must map {tuple(z.shape)} to ({z.shape[0]},), got {tuple(value.shape)}.")
+            if not value.requires_grad:
+                raise ValueError(
+                    "log_prob must be differentiable, but its values are cut off from its argument; write it in torch "
+                    "throughout, without detach(), item() or NumPy"
+                )
             (score,) = torch.autograd.grad(value.sum(), z)
         return torch.cat([value.detach().unsqueeze(1), score], 1)
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..arguments import integer, integers
 from ..estimates import Estimate
 from .samples import Draws, paired_draws
 
@@ -50,7 +51,7 @@ def classifier_two_sample_test(
         The accuracy in [0, 1] with its standard error.
 
     Raises:
-        TypeError: x or y is no tensor or array of real numbers.
+        TypeError: x or y is no tensor or array of real numbers, or an option has the wrong type.
         ValueError: wrong or unequal dimensions, NaN or infinite values, options out of range,
             or fewer than 4 draws of each law per fold.
 
@@ -62,10 +63,10 @@ def classifier_two_sample_test(
         ("max_epochs", max_epochs, 1),
         ("patience", patience, 1),
         ("batch_size", batch_size, 1),
-        ("hidden", min(hidden, default=1), 1),
     ):
-        if option < least:
-            raise ValueError(f"{name} must be at least {least}, got {option}.")
+        integer(name, option, least)
+    hidden = integers("hidden", hidden, "widths of the hidden layers")
+    integer("seed", seed)
     q, p = paired_draws(x, y)
     size = min(q.shape[0], p.shape[0])
     if size < 4 * folds:

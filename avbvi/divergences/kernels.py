@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import integer, number
 from ..estimates import Estimate
 from .samples import Draws, paired_draws
 
@@ -92,10 +93,10 @@ def mmd2(
     13, 723-773: equation 3, the median distance as bandwidth in section 8. It is `BDMMD_UStat` of
     the ITE toolbox.
     """
-    _check_integer("permutations", permutations, 0)
-    _check_integer("seed", seed, None)
+    integer("permutations", permutations, 0)
+    integer("seed", seed)
     _check_chunk_size(chunk_size)
-    if bandwidth is not None and not (math.isfinite(bandwidth) and bandwidth > 0.0):
+    if bandwidth is not None and not (math.isfinite(number("bandwidth", bandwidth)) and bandwidth > 0.0):
         raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}.")
     q, p = _centred(x, y)
     pooled = torch.cat([q, p])
@@ -312,11 +313,4 @@ def _centred(x: Draws, y: Draws) -> tuple[Tensor, Tensor]:
 
 def _check_chunk_size(chunk_size: int | None) -> None:
     if chunk_size is not None:
-        _check_integer("chunk_size", chunk_size, 1)
-
-
-def _check_integer(name: str, value: int, least: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}.")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+        integer("chunk_size", chunk_size, 1)

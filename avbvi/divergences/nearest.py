@@ -8,6 +8,7 @@ import torch
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
+from ..arguments import integer
 from ..estimates import Estimate
 from .neighbours import nearest
 from .radii import Blocks, Radii, block_radii, both_radii, own_radii, refuse_repeats, refuse_shared
@@ -194,12 +195,9 @@ def _pair(x: Draws, y: Draws, k: int, chunk_size: int | None) -> tuple[Tensor, T
 
 
 def _check_options(k: int, chunk_size: int | None) -> None:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an integer, got {type(k).__name__}.")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    integer("k", k, 1)
+    if chunk_size is not None:
+        integer("chunk_size", chunk_size, 1)
 
 
 def _check_size(name: str, sample: Tensor, least: int, k: int) -> None:

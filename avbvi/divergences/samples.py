@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..arguments import found
+
 Draws: TypeAlias = Tensor | NDArray[Any]
 
 
@@ -26,7 +28,12 @@ def matrix(draws: Draws, name: str) -> Tensor:
         if tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(f"{name} must hold real numbers, got dtype {tensor.dtype}.")
     else:
-        array = np.asarray(draws)
+        try:
+            array = np.asarray(draws)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} must be a tensor or array of real numbers, got {found(draws)} ({error})."
+            ) from error
         if array.dtype.kind not in "fiu":
             raise TypeError(
                 f"{name} must be a tensor or array of real numbers, got {type(draws).__name__} of dtype {array.dtype}."

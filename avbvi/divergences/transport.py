@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..arguments import integer
 from ..estimates import Estimate
 from .samples import Draws, paired_draws
 
@@ -59,11 +60,8 @@ def sliced_wasserstein(x: Draws, y: Draws, *, projections: int = 100, seed: int 
     Loubes (2019), Central limit theorems for empirical transportation cost in general dimension,
     Ann. Probab. 47(2), 926-951.
     """
-    for name, option in (("projections", projections), ("seed", seed)):
-        if isinstance(option, bool) or not isinstance(option, int):
-            raise TypeError(f"{name} must be an integer, got {type(option).__name__}.")
-    if projections < 2:
-        raise ValueError(f"projections must be at least 2, got {projections}.")
+    integer("projections", projections, 2)
+    integer("seed", seed)
     q, p = _samples(x, y)
     dim = q.shape[1]
     if dim == 1:
@@ -122,9 +120,7 @@ def marginal_wasserstein(x: Draws, y: Draws, *, order: int = 1) -> list[Estimate
     Barrio, Giné and Matrán (1999), Ann. Probab. 27(2), 1009-1071 (order 1); del Barrio and Loubes
     (2019), Ann. Probab. 47(2), 926-951 (order 2).
     """
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise TypeError(f"order must be an integer, got {type(order).__name__}.")
-    if order not in (1, 2):
+    if integer("order", order) not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}.")
     q, p = _samples(x, y)
     distance = _w1 if order == 1 else _squared_w2

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import flag, function, instance, integer, number
 from .adaptation import (
     ChEES,
     DiagonalMass,
@@ -109,25 +110,58 @@ def run_hmc(
         generator: of all random numbers; torch's global one by default.
 
     Raises:
-        ValueError: an argument out of its range, or a chain that starts where the density is zero or not finite.
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range, a chain that starts where the density is zero or not finite, or a
+            log_prob that returns the wrong shape or no gradient.
 
     Source: Hoffman, Radul and Sountsov (2021), An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
     Monte Carlo, AISTATS; Hoffman and Gelman (2014), The No-U-Turn sampler, JMLR 15.
     """
+    function("log_prob", log_prob)
+    instance("states", states, Tensor, "a tensor of starting points (n, dim)")
     if states.dim() != 2 or not states.is_floating_point() or 0 in states.shape:
         raise ValueError(f"states must be floating-point of shape (n, dim), found {states.dtype} {tuple(states.shape)}")
     for name, value, least in (
         ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1), ("max_leapfrog_steps", max_leapfrog_steps, 1),
         ("leapfrog_steps", 1 if leapfrog_steps is None else leapfrog_steps, 1),
     ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, found {value}")
-    if not 0.0 < target_acceptance < 1.0:
+        integer(name, value, least)
+    if not 0.0 < number("target_acceptance", target_acceptance) < 1.0:
         raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
+    for name, given, kind, what in (
+        ("mass", mass, Mass, "a Mass such as DiagonalMass()"), ("jump", jump, Jump, "a Jump such as ModeJump(modes)"),
+        ("generator", generator, torch.Generator, "a torch.Generator"),
+    ):  # fmt: skip
+        if given is not None:
+            instance(name, given, kind, what)
+    flag("restart_stuck", restart_stuck)
     sampler = _Sampler(log_prob, states, mass or DiagonalMass(), jump, generator)
     sampler.fixed_steps, sampler.max_steps = leapfrog_steps, max_leapfrog_steps
     sampler.warm_up(warmup, target_acceptance, restart_stuck=restart_stuck)
     return sampler.collect(draws, thin)
+
+
+def _checked(log_prob: LogDensityFunction) -> LogDensityFunction:
+    """The same function, which raises if it returns anything but one real number per chain, or cuts the graph."""
+
+    def checked(z: Tensor) -> Tensor:
+        value = log_prob(z)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"log_prob must return a torch.Tensor, found {type(value).__name__}")
+        if value.shape != z.shape[:1] or not value.is_floating_point():
+            raise ValueError(
+                f"log_prob must return a real number per chain, shape ({len(z)},), found {value.dtype} "
+                f"{tuple(value.shape)}"
+            )
+        # A constant density has no gradient either; another one without has been detached, or left torch.
+        if not value.requires_grad and not bool((value == value[0]).all()):
+            raise ValueError(
+                "log_prob must be differentiable, but its values are cut off from its argument; write it in torch "
+                "throughout, without detach(), item() or NumPy"
+            )
+        return value
+
+    return checked
 
 
 class _Sampler:
@@ -145,7 +179,7 @@ class _Sampler:
         generator: torch.Generator | None,
     ) -> None:
         self.log_prob, self.mass, self.jump, self.generator = log_prob, mass, jump, generator
-        self.state = evaluate(log_prob, states)
+        self.state = evaluate(_checked(log_prob), states)
         dead = int((~torch.isfinite(self.state.log_prob)).sum())
         if dead:
             raise ValueError(
@@ -300,9 +334,19 @@ def short_hmc(
         leapfrog_steps: gradient evaluations per transition.
         target_acceptance: mean acceptance probability aimed at.
     """
+    function("log_prob", log_prob)
+    instance("states", states, Tensor, "a tensor of starting points (n, dim)")
+    if states.dim() != 2 or not states.is_floating_point() or len(states) < 2:
+        raise ValueError(
+            f"states must be floating-point of shape (n, dim), n at least 2, found {states.dtype} {tuple(states.shape)}"
+        )
+    integer("steps", steps, 1)
+    integer("leapfrog_steps", leapfrog_steps, 1)
+    if not 0.0 < number("target_acceptance", target_acceptance) < 1.0:
+        raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
     metric = DiagonalMetric(states.std(0).clamp_min(1e-12))
     step_size = 0.5 * states.shape[1] ** -0.25
-    state, accepted = evaluate(log_prob, states), 0.0
+    state, accepted = evaluate(_checked(log_prob), states), 0.0
     for i in range(steps):
         transition = hmc_step(log_prob, state, step_size=step_size, leapfrog_steps=leapfrog_steps, metric=metric)
         state, accepted = transition.state, float(transition.probability.mean())

@@ -11,6 +11,7 @@ import torch
 from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 
+from ..arguments import instance, integer, integers
 from .base import AffineTrunk
 
 LOG_SCALE_LIMIT = 4.0
@@ -39,8 +40,10 @@ class FlowTrunk(AffineTrunk):
         transforms: Sequence[torch.distributions.Transform] | None = None,
     ) -> None:
         super().__init__()
-        self.layers = layers
-        self.hidden = tuple(hidden)
+        self.layers = integer("layers", layers, 1)
+        self.hidden = integers("hidden", hidden, "widths of the hidden layers")
+        if transforms is not None:
+            _check_transforms(transforms)
         self.transforms = transforms
 
     @property
@@ -88,6 +91,13 @@ class FlowTrunk(AffineTrunk):
             _forget(t)
             y = e
         return y, log_det
+
+
+def _check_transforms(transforms: Any) -> None:
+    if not isinstance(transforms, Sequence) or not transforms:
+        raise TypeError(f"transforms must be a list of Pyro transforms, found {type(transforms).__name__}")
+    for i, t in enumerate(transforms):
+        instance(f"transforms[{i}]", t, torch.distributions.Transform, "a Pyro transform")
 
 
 class _MaskedAffine(pyro_transforms.AffineAutoregressive):

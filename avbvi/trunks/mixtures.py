@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..arguments import integer
 from ..mixtures import component_log_probs, inverse_factors
 from ..starts.modes import LaplaceModes
 from .base import AffineTrunk
@@ -35,9 +36,7 @@ class MixtureTrunk(AffineTrunk):
 
     def __init__(self, components: int | None = None) -> None:
         super().__init__()
-        if components is not None and components < 1:
-            raise ValueError(f"components must be at least 1, found {components}")
-        self.components = components
+        self.components = None if components is None else integer("components", components, 1)
 
     def _build(self, dim: int) -> None:
         super()._build(dim)

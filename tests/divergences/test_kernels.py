@@ -282,17 +282,17 @@ def test_faulty_samples_are_refused(judge: Judge) -> None:
         judge(x, x[:, :2])
     with pytest.raises(ValueError, match="y has 3 draws; at least 4"):
         judge(x, x[:3])
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, found 0"):
         judge(x, x, chunk_size=0)
-    with pytest.raises(TypeError, match="chunk_size must be an integer, got float"):
+    with pytest.raises(TypeError, match="chunk_size must be an integer, found float"):
         judge(x, x, chunk_size=8.0)
 
 
 def test_faulty_options_are_refused() -> None:
     x = normal(50, 3, 1)
-    with pytest.raises(ValueError, match="permutations must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="permutations must be at least 0, found -1"):
         mmd2(x, x, permutations=-1)
-    with pytest.raises(TypeError, match="seed must be an integer, got NoneType"):
+    with pytest.raises(TypeError, match="seed must be an integer, found NoneType"):
         mmd2(x, x, seed=None)  # type: ignore[arg-type]
     for bandwidth in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="bandwidth must be positive and finite"):

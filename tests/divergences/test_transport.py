@@ -210,13 +210,13 @@ def test_faulty_samples_are_refused(judge: Callable[..., object]) -> None:
 
 def test_faulty_options_are_refused() -> None:
     x = normal(50, 3, 1)
-    with pytest.raises(ValueError, match="projections must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="projections must be at least 2, found 1"):
         sliced_wasserstein(x, x, projections=1)
-    with pytest.raises(TypeError, match="projections must be an integer, got float"):
+    with pytest.raises(TypeError, match="projections must be an integer, found float"):
         sliced_wasserstein(x, x, projections=10.0)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="seed must be an integer, got NoneType"):
+    with pytest.raises(TypeError, match="seed must be an integer, found NoneType"):
         sliced_wasserstein(x, x, seed=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="order must be 1 or 2, got 3"):
         marginal_wasserstein(x, x, order=3)
-    with pytest.raises(TypeError, match="order must be an integer, got str"):
+    with pytest.raises(TypeError, match="order must be an integer, found str"):
         marginal_wasserstein(x, x, order="1")  # type: ignore[arg-type]
