@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _DENSE_UP_TO = 200
 _MAX_LEAPFROG_STEPS = 64
 _MOST_AT_ONCE = 20_000
+_LEAPFROG_STEPS = 5
 # Share of draws without density above which q is at fault whatever the others do.
 _OUTSIDE_LIMIT = 0.01
 # Correlation of a coordinate before and after, above which the chains are too slow to show much.
@@ -133,7 +134,10 @@ def moved_draws(guide: AVBGuide, target: UnconstrainedTarget, n: int, steps: int
         return (target.log_prob(z) + log_det).nan_to_num(-math.inf, -math.inf, -math.inf)
 
     with pyro.validation_enabled(False):
-        parts = [short_hmc(log_prob, base, steps=steps).states for base in guide.draw_base(n).split(_MOST_AT_ONCE)]
+        parts = [
+            short_hmc(log_prob, base, steps=steps, leapfrog_steps=_LEAPFROG_STEPS).states
+            for base in guide.draw_base(n).split(_MOST_AT_ONCE)
+        ]
     z: Tensor = trunk(torch.cat(parts))[0]
     return z
 

@@ -31,8 +31,8 @@ class Schedule:
         race: share of the trunk stage in which the candidates of a :class:`~avbvi.BestTrunk` are fitted in turn,
             before the best of them is trained on.
         race_floor: learning rate at the end of a candidate's part of the race, relative to its start.
-        settle: KL(q, p), by the trunk's importance weights, below which one of several candidates needs no rival and no
-            adversarial stage; 0 always runs all.
+        settle: KL(q, p), by the trunk's importance weights, below which one of several candidates is trained to the
+            end of the run, without rival and adversarial stage; 0 always runs all.
         anneal: share of the first trained stage in which beta rises from ``beta_start`` to 1; the
             target is beta log p + (1 - beta) log N(0, 2^2 I), the Gaussian in the start's coordinates.
         beta_start: where annealing begins.
@@ -50,7 +50,7 @@ class Schedule:
     trunk: float = 0.7
     race: float = 0.6
     race_floor: float = 0.5
-    settle: float = 0.03
+    settle: float = 0.2
     anneal: float = 0.3
     beta_start: float = 0.1
     polish: float = 0.07

@@ -28,7 +28,7 @@ from .arguments import (
 )
 from .checkpoints import read_file, write_atomically
 from .devices import moved
-from .diagnostics import Iterates, Verdict, judge
+from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
@@ -71,7 +71,8 @@ MOST_STEPS = 20 * DEFAULT_STEPS
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 30.0
 #: Transitions that the draws of a fit are moved by where the guide left room for them.
-HMC_STEPS = 20
+HMC_STEPS = 10
+NEGLIGIBLE_KL = 0.01
 
 
 def fit(
@@ -390,8 +391,10 @@ class Trainer:
         return self._posterior(replace(judged, status="failed", reasons=[reason, *judged.reasons]))
 
     def _posterior(self, verdict: Verdict) -> Posterior:
-        # Close to the posterior nothing is left to mend; a model that runs draw by draw would take too long.
-        hmc_steps = HMC_STEPS if self.elbo.vectorize_particles and not bool(self.guide.trunk_suffices) else 0
+        # Where the weights see next to nothing, nothing is left to mend; a model that runs draw by draw is too slow.
+        kl, k_hat = (verdict.figures.get(name, math.inf) for name in ("kl_by_weights", "k_hat"))
+        close = not self.guide.is_adversarial and kl < NEGLIGIBLE_KL and k_hat < K_HAT_LIMIT
+        hmc_steps = 0 if close or not self.elbo.vectorize_particles else HMC_STEPS
         return Posterior(
             self.model,
             self.guide,

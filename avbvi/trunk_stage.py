@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .diagnostics import K_HAT_LIMIT, pareto_smooth, trunk_weights
+from .diagnostics import pareto_smooth, trunk_weights
 from .schedules import OpenEnded, Schedule
 from .trunks import BestTrunk, Trunk
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .targets import UnconstrainedTarget
 
 DECISION_DRAWS = 8000
+#: From 1 on the weights have no mean: they say nothing of the evidence.
+LARGEST_K_HAT = 1.0
 
 
 class TrunkStage:
@@ -130,9 +132,9 @@ class TrunkStage:
             self.length.share = 1.0
 
     def _suffices(self) -> bool:
-        """Whether the trunk in force is so close to the posterior that an adversary finds nothing to learn.
+        """Whether the trunk in force is close enough to the posterior to gain more from its own training.
 
-        KL(q, p) is taken from the trunk's exact importance weights, log Z less ELBO, where they can be trusted.
+        KL(q, p) is taken from the trunk's exact importance weights, log Z less ELBO.
         """
         if self.target is None:
             return False
@@ -141,7 +143,7 @@ class TrunkStage:
             return False
         _, k_hat = pareto_smooth(log_weights)
         log_z = float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
-        return k_hat < K_HAT_LIMIT and log_z - float(log_weights.mean()) < self.schedule.settle
+        return k_hat < LARGEST_K_HAT and log_z - float(log_weights.mean()) < self.schedule.settle
 
     def _log_weights(self) -> torch.Tensor:
         assert self.target is not None

@@ -72,8 +72,9 @@ def avb(
     guide: MakeGuide = avbvi.AVBGuide,
     elbo: Callable[[], avbvi.AdversarialELBO] = avbvi.AdversarialELBO,
     lr: float = 2e-3,
+    raw: bool = False,
 ) -> Fitted:
-    """``avbvi.fit`` with a guide and a loss of choice."""
+    """``avbvi.fit`` with a guide and a loss of choice; ``raw`` takes the guide's draws without the HMC at the end."""
     recorder = Recorder(problem, snapshots)
     posterior = _posterior(problem, seed, minutes, guide, elbo, lr, recorder, bool(snapshots))
     seconds = posterior.run.seconds - recorder.spent
@@ -89,13 +90,15 @@ def avb(
     for name in VERDICT_FIGURES:
         if name in posterior.verdict.figures:
             figures[name] = posterior.verdict.figures[name]
+    sample = partial(posterior.sample, hmc_steps=0) if raw else posterior.sample
+    figures["hmc_steps"] = 0 if raw else posterior.hmc_steps
     return Fitted(
-        posterior.sample,
+        sample,
         seconds,
         posterior.elbo(50_000),
         posterior.elbo_is_exact,
         figures,
-        recorder.last(seconds, posterior.run.steps, posterior.sample),
+        recorder.last(seconds, posterior.run.steps, sample),
     )
 
 
@@ -184,7 +187,7 @@ def trunk_elbo() -> avbvi.AdversarialELBO:
     return avbvi.AdversarialELBO(schedule=avbvi.Schedule(trunk=1.0))
 
 
-paper = partial(avb, guide=paper_guide, elbo=paper_elbo, lr=1e-4)
+paper = partial(avb, guide=paper_guide, elbo=paper_elbo, lr=1e-4, raw=True)
 
 
 def paper_long(problem: Problem, seed: int, minutes: float, snapshots: Sequence[float]) -> Fitted:
@@ -196,7 +199,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("default", "avbvi default", avb, sources=AVB_SOURCES),
-        Method("avb-pure", "pure AVB (no flow)", partial(avb, guide=affine_guide), sources=AVB_SOURCES),
+        Method("avb-pure", "pure AVB (no flow)", partial(avb, guide=affine_guide, raw=True), sources=AVB_SOURCES),
         Method(
             "own-sampler",
             "a user's generator network, 64-d noise",
@@ -209,13 +212,13 @@ METHODS: dict[str, Method] = {
             partial(own_sampler, trunk=avbvi.FlowTrunk),
             sources=AVB_SOURCES,
         ),
-        Method("trunk-only", "trunk alone", partial(avb, elbo=trunk_elbo), sources=AVB_SOURCES),
+        Method("trunk-only", "trunk alone", partial(avb, elbo=trunk_elbo, raw=True), sources=AVB_SOURCES),
         Method("paper", "AVB paper, adaptive contrast", paper, sources=AVB_SOURCES),
         Method("paper-long", "AVB paper, adaptive contrast, 5 minutes", paper_long, sources=AVB_SOURCES),
         Method(
             "paper-prior-contrast",
             "AVB paper, prior contrast",
-            partial(avb, guide=prior_contrast_guide, elbo=paper_elbo, lr=1e-4),
+            partial(avb, guide=prior_contrast_guide, elbo=paper_elbo, lr=1e-4, raw=True),
             sources=AVB_SOURCES,
         ),
         Method("mixture-4", "Gaussian mixture, K = 4", families.mixture_4, sources=families.SOURCES),
