@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .arguments import instance
 from .errors import CheckpointError
 
 #: Temporary files that a killed process left behind are removed when nobody has touched them for so many seconds.
@@ -24,9 +25,11 @@ def check_path(path: StrPath) -> Path:
     """The path of a file that is to be written, checked before any work is done.
 
     Raises:
+        TypeError: it is no path.
         FileNotFoundError: its folder does not exist.
         CheckpointError: it is a folder.
     """
+    instance("path", path, (str, os.PathLike), "a path")
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
@@ -73,6 +76,7 @@ def read_file(path: StrPath, expected: str, version: int, keys: frozenset[str] =
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, or of another kind or version, or a folder.
     """
+    instance("path", path, (str, os.PathLike), "a path")
     path = check_path(path) if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}")

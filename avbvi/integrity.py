@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import NoneType
@@ -21,19 +20,6 @@ ENTRIES: dict[str, type | tuple[type, ...]] = {
     "vectorize": bool,
     "comparison": (dict, NoneType),
 }
-
-
-def check_records(path: str | os.PathLike[str]) -> None:
-    """Compare the checksums in a file that ``torch.save`` wrote: torch.load reads a flipped bit as another number.
-
-    Raises:
-        ValueError: a checksum is wrong.
-        zipfile.BadZipFile: the file is no archive.
-    """
-    with zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
-    if bad is not None:
-        raise ValueError(f"the checksum of its record {bad!r} is wrong")
 
 
 def check_entries(content: dict[str, Any], path: str | os.PathLike[str], roles: Sequence[str]) -> None:

@@ -207,13 +207,11 @@ class ModuleSampler(Sampler):
             width = example.shape[-1] if width is None else width
             # Beside the smoothing noise, discrete noise travels as floating-point numbers.
             self.noise_dtype = None if example.is_floating_point() else example.dtype
-        if isinstance(width, bool) or not isinstance(width, int):
+        if width is None:
             raise TypeError(
                 f"sampler={type(module).__name__} must say how wide its noise is: give it an integer attribute "
                 "noise_dim, or pass ModuleSampler(module, noise_dim=...)"
             )
-        if width < 1:
-            raise ValueError(f"noise_dim must be at least 1, found {width}")
         self.module = module
         self.noise_dim = self.width = integer("noise_dim", width, 1)
         self.smoothing = smoothing
@@ -248,7 +246,9 @@ class ModuleSampler(Sampler):
         draws = self._draws(self._own_noise(torch.Size((START_DRAWS,)), like=like)).to(like)
         name = type(self.module).__name__
         if not bool(torch.isfinite(draws).all()):
-            raise ValueError(f"sampler={name} gives draws that are not finite before any training")
+            raise ValueError(
+                f"sampler={name} gives draws that are not finite, but NaN or infinite, before any training"
+            )
         scale = draws.std(0)
         # A coordinate that does not vary is left to the smoothing noise.
         scale = torch.where(scale > 0.0, scale, scale.max().clamp_min(torch.finfo(scale.dtype).tiny))
@@ -276,13 +276,19 @@ class ModuleSampler(Sampler):
         try:
             with torch.enable_grad():
                 draws = self.module(noise)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(f"sampler failed on noise of shape (2, {self.width}): {error}") from error
-        if not isinstance(draws, Tensor) or tuple(draws.shape) != (2, self.dim):
-            found = tuple(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
+        if not isinstance(draws, Tensor):
+            raise TypeError(f"sampler must return a torch.Tensor, found {type(draws).__name__}")
+        if tuple(draws.shape) != (2, self.dim):
             raise ValueError(
                 f"sampler must map noise (2, {self.width}) to (2, {self.dim}), one coordinate per unconstrained latent "
-                f"of the model; found {found}"
+                f"of the model; found {tuple(draws.shape)}"
+            )
+        if draws.dtype != like.dtype:
+            raise ValueError(
+                f"sampler must return dtype {like.dtype}, that of the model's latents, found {draws.dtype}; make its "
+                "noise and constants with dtype=like.dtype"
             )
         if not draws.requires_grad and any(p.requires_grad for p in self.module.parameters()):
             raise ValueError(

@@ -86,7 +86,7 @@ def test_judge(tmp_path: Path) -> None:
 )
 def test_own_sampler(noise: list[str], tmp_path: Path) -> None:
     printed = run("own_sampler.py", "--steps", "30", *noise, folder=tmp_path)
-    assert "no exact density" in printed
+    assert "verdict:" in printed
     mu, tau = (line.split() for line in printed.splitlines()[-2:])
     assert (mu[0], tau[0]) == ("mu", "tau")
     assert mu[4:] == ["0.77", "±", "0.33"]  # the exact posterior's

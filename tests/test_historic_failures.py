@@ -70,15 +70,7 @@ def funnel(z: Tensor) -> Tensor:
     return -v.square() / 18.0 - 0.5 * (x.square() * (-v)[..., None].exp()).sum(-1) - 0.5 * x.shape[-1] * v
 
 
-@pytest.mark.parametrize(
-    "trunk",
-    [
-        "flow",
-        pytest.param(
-            "affine", marks=pytest.mark.xfail(reason="without an exact density Stein's identity alone checks the fit")
-        ),
-    ],
-)
+@pytest.mark.parametrize("trunk", ["flow", "affine"])
 def test_a_poor_fit_of_a_funnel_is_not_ok(trunk: str) -> None:
     """The case in which mean-field and full-rank ADVI are wrong in the neck and say nothing."""
     density = LogDensity(funnel, (5,))
@@ -86,7 +78,7 @@ def test_a_poor_fit_of_a_funnel_is_not_ok(trunk: str) -> None:
     elbo = AdversarialELBO(num_particles=64, schedule=Schedule(trunk=1.0))
     steps = 300 if trunk == "affine" else 100
     posterior = avbvi.fit(density, guide=guide, elbo=elbo, steps=steps, seed=0, progress=False)
-    ratio = float(posterior.sample(20_000)["z"][:, 0].std()) / 3.0
+    ratio = float(posterior.sample(20_000, hmc_steps=0)["z"][:, 0].std()) / 3.0
     if 0.9 < ratio < 1.1:
         pytest.fail("the fit is right, so this tests nothing")
     assert posterior.verdict.status != "ok", str(posterior.verdict)
@@ -171,7 +163,8 @@ class Fixed(GaussianContrast):
 def test_t_has_the_sign_and_scale_of_log_q_minus_log_r(adversary: avbvi.Adversary) -> None:
     """T(x) = log N(x; 1, .6^2) - log N(x; 0, 1): positive where q is, quadratic in x, in nats."""
     density = LogDensity(lambda z: -0.5 * z[..., 0].square(), (1,))
-    guide = AVBGuide(density, trunk=IdentityTrunk(), sampler=Shifted(), contrast=Fixed(), adversary=adversary)
+    sampler = avbvi.ModuleSampler(Shifted(), smoothing=0.0, standardise=False)
+    guide = AVBGuide(density, trunk=IdentityTrunk(), sampler=sampler, contrast=Fixed(), adversary=adversary)
     guide.setup()
     guide.stage.fill_(ADVERSARIAL)
     trainer = AdversaryTrainer(guide, 1e-2)
@@ -217,6 +210,6 @@ def test_the_adversary_does_not_saturate_for_a_gaussian_posterior() -> None:
     loss = float(guide.part("adversary").objective.loss(logits[:5000], logits[5000:]))
     assert abs(loss - chance) < 0.1  # the contrast follows a normal q exactly: nothing to tell apart
     assert float(logits.abs().max()) < 10.0
-    draws = posterior.sample(20_000)["z"]
+    draws = posterior.sample(20_000, hmc_steps=0)["z"]
     assert float((draws.mean(0) / sd).abs().max()) < 0.2
     assert float((draws.std(0) / sd).log().abs().max()) < math.log(1.2)

@@ -141,8 +141,8 @@ def test_behind_which_trunk_a_sampler_stands() -> None:
         for sampler, trunk in ((Langevin(), None), (avbvi.MLPSampler(), None), (None, avbvi.AffineTrunk()))
     }
     assert kinds == {"AffineTrunk"}
-    for sampler, trunk in ((None, None), (avbvi.ResidualSampler(), None), (Langevin(), avbvi.FlowTrunk())):
-        assert type(AVBGuide(density, sampler=sampler, trunk=trunk).part("trunk")) is avbvi.FlowTrunk
+    for sampler, trunk in ((None, None), (avbvi.ResidualSampler(), None), (Langevin(), avbvi.BestTrunk())):
+        assert type(AVBGuide(density, sampler=sampler, trunk=trunk).part("trunk")) is avbvi.BestTrunk
 
 
 def test_a_saved_fit_gives_the_same_draws(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ class Misshapen(Doubling):
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_set_up(sampler: ModuleSampler, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         started(sampler, 2)
 
 

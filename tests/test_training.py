@@ -192,8 +192,15 @@ def test_history_and_seconds() -> None:
 AT_ONCE = Stopping(tolerance=1e9, minimum=16)
 
 
+def stopping_fit(most: int, **options: Any) -> Posterior:
+    """A fit of one trunk, half of whose work is the trunk's, that a rule ends as soon as it may."""
+    schedule = options.pop("schedule", Schedule(trunk=0.5, polish=0.3))
+    options.setdefault("stopping", AT_ONCE)
+    return fit(most, guide=AVBGuide(regression, trunk=avbvi.FlowTrunk()), elbo=small_elbo(schedule=schedule), **options)
+
+
 def test_a_stopping_rule_sets_the_length_of_the_run() -> None:
-    run = fit(100, stopping=AT_ONCE).run
+    run = stopping_fit(100).run
     assert run.stopped_at == 40
     assert run.steps == 62  # a trunk's stage of 1.25 * 40 steps, four fifths of the whole
     assert run.history["stage"] == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
@@ -210,7 +217,7 @@ def test_the_learning_rate_is_constant_until_the_rule_fires(monkeypatch: pytest.
         return loss
 
     monkeypatch.setattr(training_module.Trainer, "step", recorded)
-    posterior = fit(100, stopping=AT_ONCE, elbo=small_elbo(schedule=Schedule(trunk=1.0)))
+    posterior = stopping_fit(100, schedule=Schedule(trunk=1.0))
     # All steps are the trunk's here: 30 anneal, 16 are seen, and a quarter of these 46 decay.
     assert posterior.run.steps == 58
     assert factors[:47] == [1.0] * 47
@@ -218,7 +225,7 @@ def test_the_learning_rate_is_constant_until_the_rule_fires(monkeypatch: pytest.
 
 
 def test_a_rule_that_does_not_fire_leaves_the_maximum() -> None:
-    run = fit(50, stopping=Stopping(tolerance=1e-9, minimum=16)).run
+    run = stopping_fit(50, stopping=Stopping(tolerance=1e-9, minimum=16)).run
     assert (run.steps, run.stopped_at) == (50, None)
 
 
@@ -273,7 +280,7 @@ def test_resumed_equals_uninterrupted(
 @pytest.fixture(scope="module")
 def stopped() -> Posterior:
     pyro.clear_param_store()
-    return fit(100, stopping=AT_ONCE)
+    return stopping_fit(100)
 
 
 # The rule sees steps 25 to 40, the rate decays to 50, the rest is the adversarial stage's.
@@ -285,9 +292,9 @@ def test_a_resumed_run_goes_on_with_its_stopping_rule(
     with monkeypatch.context() as patch:
         interrupt(patch, after)
         with pytest.raises(Interruption):
-            fit(100, stopping=AT_ONCE, checkpoint=file)
+            stopping_fit(100, checkpoint=file)
     pyro.clear_param_store()
-    resumed = fit(100, stopping=AT_ONCE, checkpoint=file)
+    resumed = stopping_fit(100, checkpoint=file)
     expected = stopped.guide.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.guide.state_dict().items())
     assert (resumed.run.steps, resumed.run.stopped_at) == (62, 40)

@@ -96,7 +96,7 @@ def test_jobs() -> None:
 def test_every_source_exists() -> None:
     for job in bench.jobs(OPTIONS):
         for path in bench.sources(job):
-            assert (record.RESULTS.parents[1] / path).is_file()
+            assert (record.RESULTS.parents[1] / path).exists()
 
 
 def test_exact_draws_of_other_data_are_those_of_the_density() -> None:

@@ -28,6 +28,10 @@ class Target:
     def starting_points(self, n: int) -> Tensor:
         return torch.randn(n, 3)
 
+    def broad_draws(self, n: int) -> tuple[Tensor, Tensor]:
+        z = torch.randn(n, 3)
+        return z, torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+
 
 PRECISION = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, -0.3], [0.0, -0.3, 0.5]], dtype=torch.float64)
 
