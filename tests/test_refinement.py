@@ -8,7 +8,7 @@ import torch
 from avbvi import AffineTrunk, AVBGuide, LogDensity, Posterior, Verdict
 from avbvi.posterior import Run
 from avbvi.reference import unconstrained_target
-from avbvi.refinement import Refinement, _changes, refinement
+from avbvi.refinement import Refinement, _changes, moved_draws, refinement
 from models import eight_schools
 
 SD = torch.tensor([0.01, 1.0, 30.0])
@@ -168,3 +168,44 @@ def test_method_of_a_posterior():
         posterior.refine(n=0)
     with pytest.raises(ValueError, match="steps must be at least 2"):
         posterior.refine(steps=1)
+
+
+@pytest.mark.parametrize("steps", [10, 60])
+def test_moved_draws_of_the_posterior_stay_its_draws(steps):
+    guide = AVBGuide(LogDensity(normal, event_shape=(3,)), trunk=AffineTrunk()).setup()
+    guide.part("trunk").start(MEAN, torch.diag(SD))
+    n = 20_000
+    z = (moved_draws(guide, TARGET, n, steps) - MEAN) / SD
+    assert float(z.mean(0).abs().max()) < 4.5 / math.sqrt(n)
+    assert float((z.square().mean(0) - 1.0).abs().max()) < 4.5 * math.sqrt(2.0 / n)
+
+
+def test_moved_draws_go_where_the_posterior_is():
+    guide = AVBGuide(LogDensity(normal, event_shape=(3,)), trunk=AffineTrunk()).setup()
+    guide.part("trunk").start(MEAN + 0.5 * SD, torch.diag(0.7 * SD))
+    z = (moved_draws(guide, TARGET, 20_000, 60) - MEAN) / SD
+    # By the exact draws: a step size adapted in the first half, then 30 transitions of length near a quarter period.
+    assert float(z.mean(0).abs().max()) < 0.05
+    assert float((z.std(0) - 1.0).abs().max()) < 0.05
+
+
+def test_a_posterior_moves_its_draws_as_told():
+    model = LogDensity(normal, event_shape=(3,))
+    guide = AVBGuide(model, trunk=AffineTrunk()).setup()
+    guide.part("trunk").start(MEAN + 0.5 * SD, torch.diag(SD))
+    guide.bind(model, (), {}, vectorize=True)
+    posterior = Posterior(model, guide, (), {}, verdict=Verdict("ok", []), run=Run(), hmc_steps=60)
+    shifts = {
+        steps: float(((posterior.sample(20_000, hmc_steps=steps)["z"] - MEAN) / SD).mean(0).abs().max())
+        for steps in (None, 0, 60)
+    }
+    assert shifts[0] == pytest.approx(0.5, abs=4.5 / math.sqrt(20_000))
+    assert shifts[None] < 0.05
+    assert shifts[60] < 0.05
+    stats = posterior.to_arviz(100).sample_stats
+    assert "log_q" not in stats
+    assert (
+        "60 HMC steps" in stats.attrs["density"] or "60 HMC steps" in posterior.to_arviz(100).posterior.attrs["density"]
+    )
+    with pytest.raises(ValueError, match="hmc_steps"):
+        posterior.sample(10, hmc_steps=-1)
