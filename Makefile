@@ -47,7 +47,11 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.posteriordb
 	$(BIN)/python -m benchmarks.robust
 	$(BIN)/python -m benchmarks.divergences --workers 1
+	$(BIN)/python -m benchmarks.verdicts
 	$(BIN)/python -m benchmarks.stopping
+	$(BIN)/python -m benchmarks.calibration
+	$(BIN)/python -m benchmarks.safety kill-resume
+	$(BIN)/python -m benchmarks.safety million-steps
 	$(BIN)/python -m benchmarks.marginals
 	$(BIN)/python -m benchmarks.report
 

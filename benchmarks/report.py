@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks import figures, record, tables
+from benchmarks import figures, record, tables, trust_tables
 from benchmarks.tables import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,12 +95,42 @@ def robust(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
     return parts, {"benchmark_robust": figures.board(records, "c2st", title, least=1e-3, above=0.5)}
 
 
+def verdict_scores(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The parts of the board that scores verdicts."""
+    return {"verdicts": trust_tables.verdicts(records), "verdicts wrong": trust_tables.wrong_verdicts(records)}, {}
+
+
+def stopping(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The part of the stopping rule's board."""
+    return {"stopping": trust_tables.stopping(records)}, {}
+
+
+def calibration(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The part of the board of calibration over the prior."""
+    return {"calibration": trust_tables.calibration(records)}, {}
+
+
+def own_sampler(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The part of the board of a user's own sampler."""
+    return {"own sampler": tables.by_method(records, "eight_schools_paper", tables.EIGHT_SCHOOLS)}, {}
+
+
+def safety(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The part of the board of kills and long runs."""
+    return {"safety": trust_tables.safety(records)}, {}
+
+
 BOARDS = {
     "eight_schools": eight_schools,
     "toy_densities": toy_densities,
     "posteriordb": posteriordb,
     "robust": robust,
     "divergences": divergences,
+    "verdicts": verdict_scores,
+    "stopping": stopping,
+    "calibration": calibration,
+    "own_sampler": own_sampler,
+    "safety": safety,
 }
 
 
