@@ -298,6 +298,14 @@ class AdversarialELBO(ELBO):
             return self.clock.progress()
         return 0.0 if self.steps is None else min(int(guide.step_count) / self.steps, 1.0)
 
+    def _progress_of_training(self, guide: AVBGuide) -> float:
+        """Share of the steps or, by the clock, of the time since the first step: the starts have had theirs before."""
+        # The time may run out between the caller's look at the clock and this one: the step still belongs to the run.
+        progress = min(self.progress(guide), math.nextafter(1.0, 0.0))
+        if self.clock is not None and int(guide.step_count) == 0:
+            guide.began.fill_(progress)
+        return max(progress - float(guide.began), 0.0) / (1.0 - float(guide.began))
+
     def _advance(self, guide: AVBGuide) -> float:
         """Move the guide through its stages and train its adversary; returns beta."""
         if self.steps is not None and self.clock is None and int(guide.step_count) >= self.steps:
@@ -311,8 +319,7 @@ class AdversarialELBO(ELBO):
                 guide, self.schedule, share, guide.target(), weighted=self._is_direct(guide), length=self.open_ended
             )
             share = stage.share
-        # The time may run out between the caller's look at the clock and this one: the step still belongs to the run.
-        progress = min(self.progress(guide), math.nextafter(1.0, 0.0))
+        progress = self._progress_of_training(guide)
         if guide.is_adversarial or progress >= share:
             done = (progress - share) / (1.0 - share) if timed else 0.0
             beta = self.schedule.beta(done) if timed and share == 0.0 else 1.0

@@ -98,6 +98,7 @@ class AVBGuide(AutoContinuous):
         self.register_buffer("step_count", torch.tensor(0))
         self.register_buffer("adversarial_steps", torch.tensor(0))
         self.register_buffer("polishing", torch.tensor(False))
+        self.register_buffer("began", torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("trunk_decided", torch.tensor(False))
         self.register_buffer("trunk_suffices", torch.tensor(False))
         self.register_buffer("skipped_steps", torch.tensor(0))

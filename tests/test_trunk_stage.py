@@ -106,6 +106,25 @@ def test_without_weighted_draws_only_reparameterised_candidates_run() -> None:
         stage(started(trunk=MixtureTrunk()), weighted=False)
 
 
+def test_what_the_search_for_a_start_took_is_no_part_of_the_schedule() -> None:
+    """By the clock the first step comes late; the stages share what is left."""
+
+    class Hands:
+        seconds, started, at = 10.0, 0.0, 0.6
+
+        def progress(self) -> float:
+            return self.at
+
+    guide, elbo, clock = started(), avbvi.AdversarialELBO(), Hands()
+    elbo.clock = clock  # type: ignore[assignment]
+    assert elbo._progress_of_training(guide) == 0.0
+    guide.step_count.fill_(1)
+    clock.at = 0.7
+    assert elbo._progress_of_training(guide) == pytest.approx(0.25)
+    clock.at = 1.0
+    assert elbo._progress_of_training(guide) == pytest.approx(1.0, abs=1e-12)
+
+
 def test_one_trunk_has_the_whole_stage() -> None:
     guide = started(trunk=FlowTrunk(hidden=(4,)))
     beta, factor = stage(guide).advance(0.05)
