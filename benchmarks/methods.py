@@ -187,6 +187,11 @@ def trunk_elbo() -> avbvi.AdversarialELBO:
     return avbvi.AdversarialELBO(schedule=avbvi.Schedule(trunk=1.0))
 
 
+def all_stages_elbo() -> avbvi.AdversarialELBO:
+    """The default loss with an adversarial stage however close the trunk is."""
+    return avbvi.AdversarialELBO(schedule=avbvi.Schedule(settle=0.0))
+
+
 paper = partial(avb, guide=paper_guide, elbo=paper_elbo, lr=1e-4, raw=True)
 
 
@@ -210,6 +215,12 @@ METHODS: dict[str, Method] = {
             "own-sampler-flow",
             "the same behind a flow trunk",
             partial(own_sampler, trunk=avbvi.FlowTrunk),
+            sources=AVB_SOURCES,
+        ),
+        Method(
+            "all-stages",
+            "avbvi, adversarial stage always",
+            partial(avb, elbo=all_stages_elbo, raw=True),
             sources=AVB_SOURCES,
         ),
         Method("trunk-only", "trunk alone", partial(avb, elbo=trunk_elbo, raw=True), sources=AVB_SOURCES),

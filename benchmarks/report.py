@@ -89,6 +89,7 @@ def robust(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
         "robust sd min": tables.across(records, "sd_ratio_min", ".2f"),
         "robust sd max": tables.across(records, "sd_ratio_max", ".2f"),
         "robust mean": tables.across(records, "mean_error_sd", ".3f"),
+        "robust stages": tables.forced_stages(records, "all-stages", "trunk-only"),
         "robust verdict": verdicts(records),
     }
     title = "classifier accuracy - 1/2, 20,000 draws (dotted: noise floor)"

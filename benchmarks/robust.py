@@ -32,10 +32,10 @@ NAME = "robust"
 LARGE, SMALL = 20_000, 10_000
 #: Draws for moments and weights of modes: with as many, exact draws hold the sd ratios of 100 dimensions to 1 +- .07.
 MOMENTS = 50_000
-BOARD_METHODS = ("default", "trunk-only", "avb-pure", "nsf", "iaf-stl", "hmc")
+BOARD_METHODS = ("default", "all-stages", "trunk-only", "avb-pure", "nsf", "iaf-stl", "hmc")
 FLOOR = "floor"
 #: Methods that run on fewer seeds than the board's.
-MOST_SEEDS = {"trunk-only": 2, "avb-pure": 2, "nsf": 2, "iaf-stl": 2, "hmc": 1}
+MOST_SEEDS = {"all-stages": 2, "trunk-only": 2, "avb-pure": 2, "nsf": 2, "iaf-stl": 2, "hmc": 1}
 PLANE_MINUTES, HIGH_MINUTES = 0.25, 1.0 / 3.0
 SEPARATED = ("eight_modes_05", "eight_modes_02", "bananas_10d")
 IN_THE_PLANE = ("two_moons", "cross", "thin_ring", "soft_square")

@@ -113,12 +113,38 @@ def stages(records: Sequence[Row], target: str) -> str:
         if ("trunk-only", seed) not in known:
             continue
         mine, trunk = known["default", seed], known["trunk-only", seed]
-        difference = f"{mine['stage_difference']:.4f} ± {mine['stage_difference_stderr']:.4f}"
+        difference = _stage_difference(mine)
         figures = [f"{r[key]:.3f}" for r in (mine, trunk) for key in ("knn_kl_qp", "c2st")]
         cells = [*figures[:2], f"{mine['elbo_error']:+.3f}", *figures[2:], f"{trunk['kl_exact']:.3f}"]
         rows.append([str(seed), mine["stage_kept"], difference, *cells])
     header = ["seed", "stage kept", "energy distance, adversarial minus trunk", "default: k-NN KL", "C2ST"]
     return markdown([*header, "ELBO - log Z", "trunk alone: k-NN KL", "C2ST", "exact KL"], rows)
+
+
+def _stage_difference(row: Row) -> str:
+    if row.get("stage_difference") is None:
+        return "not run: the trunk was close"
+    return f"{row['stage_difference']:.4f} ± {row['stage_difference_stderr']:.4f}"
+
+
+def forced_stages(records: Sequence[Row], forced: str, control: str) -> str:
+    """A row per target: fits that always run the adversarial stage, beside those that spend its time on the trunk."""
+    rows = []
+    for target in dict.fromkeys(r["target"] for r in records):
+        mine, trunk = of(records, target, forced), of(records, target, control)
+        if not mine:
+            continue
+        kept = ", ".join(r["stage_kept"] for r in mine)
+        judged = [spread(values(group, key), ".3f") for key in ("c2st", "knn_kl_qp") for group in (mine, trunk)]
+        rows.append([target.replace("_", " "), kept, ", ".join(_stage_difference(r) for r in mine), *judged])
+    header = [
+        "target",
+        "stage kept",
+        "energy distance, adversarial minus trunk",
+        "both stages: C2ST",
+        "trunk alone: C2ST",
+    ]
+    return markdown([*header, "both stages: k-NN KL", "trunk alone: k-NN KL"], rows)
 
 
 def across(records: Sequence[Row], key: str, form: str, *, targets: Sequence[str] = ()) -> str:

@@ -142,3 +142,16 @@ def test_modes_have_a_row_per_target_and_method() -> None:
     default, nsf = rows(tables.modes([*records, {"target": "u", "method": "nsf", "seed": 0}]))
     assert default["largest relative error of a weight"] == "0.030 (0.020 to 0.040)"
     assert (nsf["target"], nsf["modes lost"]) == ("t", "3")
+
+
+def test_forced_stages_stand_beside_the_trunk() -> None:
+    def row(method: str, **figures: Any) -> dict[str, Any]:
+        return {"target": "a_ring", "method": method, "seed": 0, "stage_kept": "trunk", **figures}
+
+    records = [
+        row("all-stages", stage_difference=0.01, stage_difference_stderr=0.002, c2st=0.51, knn_kl_qp=0.02),
+        row("trunk-only", c2st=0.5, knn_kl_qp=0.0),
+        {"target": "other", "method": "trunk-only", "seed": 0},
+    ]
+    (line,) = tables.forced_stages(records, "all-stages", "trunk-only").splitlines()[2:]
+    assert line == "| a ring | trunk | 0.0100 ± 0.0020 | 0.510 | 0.500 | 0.020 | 0.000 |"
