@@ -224,6 +224,15 @@ def test_the_learning_rate_is_constant_until_the_rule_fires(monkeypatch: pytest.
     assert factors[47:] == pytest.approx([0.5 * (1.0 + math.cos(math.pi * i / 12.0)) for i in range(1, 12)])
 
 
+def test_a_stopping_rule_waits_until_the_trunks_have_raced() -> None:
+    schedule = Schedule(trunk=0.5, polish=0.3, settle=0.0)
+    posterior = fit(400, stopping=AT_ONCE, elbo=small_elbo(schedule=schedule))
+    # Three tenths of four fifths of 400 steps are the race, 16 more are seen.
+    assert posterior.run.stopped_at == 112
+    assert posterior.run.steps == 175  # 1.25 * 112 steps are four fifths of the whole
+    assert bool(posterior.guide.trunk_decided)
+
+
 def test_a_rule_that_does_not_fire_leaves_the_maximum() -> None:
     run = stopping_fit(50, stopping=Stopping(tolerance=1e-9, minimum=16)).run
     assert (run.steps, run.stopped_at) == (50, None)
