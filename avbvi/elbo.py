@@ -304,7 +304,8 @@ class AdversarialELBO(ELBO):
         progress = min(self.progress(guide), math.nextafter(1.0, 0.0))
         if self.clock is not None and int(guide.step_count) == 0:
             guide.began.fill_(progress)
-        return max(progress - float(guide.began), 0.0) / (1.0 - float(guide.began))
+        left = max(1.0 - float(guide.began), 1e-6)  # starts may have taken it all
+        return min(max(progress - float(guide.began), 0.0) / left, math.nextafter(1.0, 0.0))
 
     def _advance(self, guide: AVBGuide) -> float:
         """Move the guide through its stages and train its adversary; returns beta."""
