@@ -1,6 +1,7 @@
 """Fixtures for all tests: every test starts from the same state."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,3 +44,11 @@ def posteriordb() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference posteriors in {folder}; set AVBVI_POSTERIORDB")
     return folder
+
+
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: a process in the background starts with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

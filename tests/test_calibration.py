@@ -358,6 +358,7 @@ def test_draws_without_a_rank_are_failures() -> None:
         study(simulations=2, statistics={"s": lambda values, data: values["z"][:, 0] * math.nan}, fit=exact)
 
 
+@pytest.mark.usefixtures("default_sigint")
 def test_ctrl_c_ends_the_study_even_if_the_fit_survives_it(tmp_path: Path) -> None:
     path = tmp_path / "study.pt"
     calls: list[int] = []

@@ -30,6 +30,8 @@ from avbvi.diagnostics import choose_stage, judge
 from avbvi.interrupts import Interrupt
 from avbvi.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("default_sigint")
+
 
 def normal(z: Tensor) -> Tensor:
     return -0.5 * z.square().sum(-1)
