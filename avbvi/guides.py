@@ -380,6 +380,10 @@ class AVBGuide(AutoContinuous):
             log_p = self._beta * log_p + (1.0 - self._beta) * self._log_reference(draw.z)
         return log_p + draw.log_det
 
+    def log_p_at(self, target: UnconstrainedTarget, base: Tensor) -> Tensor:
+        """The (annealed) target's log-density in base coordinates, at points (*batch, base_dim) of them."""
+        return self.log_p(target, self._carried(base))
+
     def negative_elbo(self, target: UnconstrainedTarget, n: int) -> Tensor:
         """Mean of log q - log p (annealed) over n draws, differentiable: Trace_ELBO's loss without its handlers.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _DENSE_UP_TO = 200
 _MAX_LEAPFROG_STEPS = 64
-_MOST_AT_ONCE = 20_000
+_LEAST_AT_ONCE, _MOST_AT_ONCE = 500, 20_000
 _LEAPFROG_STEPS = 5
 # Share of draws without density above which q is at fault whatever the others do.
 _OUTSIDE_LIMIT = 0.01
@@ -125,21 +125,28 @@ def moved_draws(guide: AVBGuide, target: UnconstrainedTarget, n: int, steps: int
     """n draws of the guide (n, dim), unconstrained, each moved by HMC transitions that leave the target invariant.
 
     The chains run in the trunk's base coordinates, where the target is simpler (Hoffman et al. 2019, NeuTra-lizing bad
-    geometry in Hamiltonian Monte Carlo). The step size is adapted in the first half.
+    geometry in Hamiltonian Monte Carlo). The step size is adapted in the first half, by at least 500 chains: one draw
+    is moved as well as a thousand.
     """
-    trunk = guide.part("trunk")
-
-    def log_prob(e: Tensor) -> Tensor:
-        z, log_det = trunk(e)
-        return (target.log_prob(z) + log_det).nan_to_num(-math.inf, -math.inf, -math.inf)
-
+    base = guide.draw_base(max(n, _LEAST_AT_ONCE))
+    # Equal parts: a last one of few chains could not tell its own scale.
+    parts = base.chunk(math.ceil(len(base) / _MOST_AT_ONCE))
     with pyro.validation_enabled(False):
-        parts = [
-            short_hmc(log_prob, base, steps=steps, leapfrog_steps=_LEAPFROG_STEPS).states
-            for base in guide.draw_base(n).split(_MOST_AT_ONCE)
-        ]
-    z: Tensor = trunk(torch.cat(parts))[0]
+        moved = [moved_base(guide, target, p, steps=steps, leapfrog_steps=_LEAPFROG_STEPS) for p in parts]
+    z: Tensor = guide.part("trunk")(torch.cat(moved)[:n])[0]
     return z
+
+
+def moved_base(
+    guide: AVBGuide, target: UnconstrainedTarget, base: Tensor, *, steps: int = 50, leapfrog_steps: int = 8
+) -> Tensor:
+    """Points in base coordinates (n, base_dim) moved by a short HMC towards the target."""
+    return short_hmc(
+        lambda e: guide.log_p_at(target, e).nan_to_num(-math.inf, -math.inf, -math.inf),
+        base,
+        steps=steps,
+        leapfrog_steps=leapfrog_steps,
+    ).states
 
 
 @torch.no_grad()

@@ -180,6 +180,16 @@ def test_moved_draws_of_the_posterior_stay_its_draws(steps):
     assert float((z.square().mean(0) - 1.0).abs().max()) < 4.5 * math.sqrt(2.0 / n)
 
 
+@pytest.mark.parametrize("n", [1, 3, 20_001])
+def test_any_number_of_draws_can_be_moved(n):
+    guide = AVBGuide(LogDensity(normal, event_shape=(3,)), trunk=AffineTrunk()).setup()
+    guide.part("trunk").start(MEAN + 2.0 * SD, torch.diag(SD))
+    z = torch.cat([moved_draws(guide, TARGET, n, 40) for _ in range(max(1, 40 // n))])
+    assert len(z) == n * max(1, 40 // n)
+    # The shift of two sds is gone for a single draw too, and for the last of many.
+    assert float(((z[-39:] - MEAN) / SD).mean(0).abs().max()) < 4.5 / math.sqrt(39)
+
+
 def test_moved_draws_go_where_the_posterior_is():
     guide = AVBGuide(LogDensity(normal, event_shape=(3,)), trunk=AffineTrunk()).setup()
     guide.part("trunk").start(MEAN + 0.5 * SD, torch.diag(0.7 * SD))

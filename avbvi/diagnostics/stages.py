@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..divergences import classifier_two_sample_test
 from ..estimates import Estimate
-from ..hmc import short_hmc
+from ..refinement import moved_base
 from .weights import K_HAT_LIMIT, pareto_smooth, trunk_log_weight, trunk_weights
 
 if TYPE_CHECKING:
@@ -105,13 +105,7 @@ def _classifier_excess(adversarial: Tensor, trunk: Tensor, reference: Tensor) ->
 def _moved_by_hmc(guide: AVBGuide, target: UnconstrainedTarget, trunk: Tensor, adversarial: Tensor) -> Tensor:
     """Draws in base coordinates, half from each stage, moved by a short HMC."""
     half = min(len(trunk) // 2, HMC_CHAINS // 2)
-    base = torch.cat([trunk[:half], adversarial[:half]])
-
-    def log_prob(e: Tensor) -> Tensor:
-        z, log_det = guide.part("trunk")(e)
-        return target.log_prob(z) + log_det
-
-    states = short_hmc(log_prob, base).states
+    states = moved_base(guide, target, torch.cat([trunk[:half], adversarial[:half]]))
     return states[torch.randperm(len(states), device=states.device)]
 
 
