@@ -6,7 +6,6 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,23 +155,6 @@ def real_tensor(name: str, value: Any) -> Tensor:
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, found dtype {tensor.dtype}")
     return tensor
-
-
-def writable_file(name: str, value: Any) -> Path:
-    """A path at which a file can be written.
-
-    Raises:
-        TypeError: it is no path.
-        FileNotFoundError: its folder does not exist.
-        IsADirectoryError: it is a folder itself.
-    """
-    instance(name, value, (str, os.PathLike), "a path")
-    path = Path(value)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{name}: the folder of {str(path)!r} does not exist; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{name}: {str(path)!r} is a folder; give the name of a file")
-    return path
 
 
 def memory() -> float:

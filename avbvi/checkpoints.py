@@ -21,20 +21,20 @@ STALE_SECONDS = 3600.0
 StrPath = str | os.PathLike[str]
 
 
-def check_path(path: StrPath) -> Path:
-    """The path of a file that is to be written, checked before any work is done.
+def check_path(path: StrPath, name: str = "path") -> Path:
+    """The path of a file that is to be written, checked before any work is done; ``name`` is the argument's.
 
     Raises:
         TypeError: it is no path.
         FileNotFoundError: its folder does not exist.
         CheckpointError: it is a folder.
     """
-    instance("path", path, (str, os.PathLike), "a path")
+    instance(name, path, (str, os.PathLike), "a path")
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
+        raise FileNotFoundError(f"{name}: the folder of {str(path)!r} does not exist; create it first")
     if path.is_dir():
-        raise CheckpointError(f"{str(path)!r} is a folder; give the name of a file in it")
+        raise CheckpointError(f"{name}: {str(path)!r} is a folder; give the name of a file in it")
     return path
 
 

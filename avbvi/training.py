@@ -24,9 +24,8 @@ from .arguments import (
     positive_integer,
     positive_number,
     seed_number,
-    writable_file,
 )
-from .checkpoints import read_file, write_atomically
+from .checkpoints import check_path, read_file, write_atomically
 from .devices import moved
 from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
 from .elbo import AdversarialELBO
@@ -140,7 +139,7 @@ def fit(
     if elbo is not None:
         instance("elbo", elbo, AdversarialELBO, "an AdversarialELBO (which may wrap another ELBO)")
     if checkpoint is not None:
-        writable_file("checkpoint", checkpoint)
+        check_path(checkpoint, "checkpoint")
     if len(args) == 1 and isinstance(args[0], torch.utils.data.DataLoader):
         raise TypeError("a DataLoader as the model's argument needs an amortised guide, not supported by this version")
     if elbo is not None and elbo.steps is not None:
