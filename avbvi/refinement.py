@@ -14,6 +14,7 @@ from .arguments import integer
 from .estimates import Estimate
 from .hmc import run_hmc, short_hmc
 from .hmc.adaptation import DenseMass, DiagonalMass
+from .paired import paired_changes
 from .reference import constrained
 from .targets import UnconstrainedTarget
 
@@ -190,14 +191,14 @@ def refinement(
         )
         after = run.draws[:, 0]
         draws = constrained(target, after)
-    shift, shift_stderr, ratio, ratio_stderr, correlation = _changes(before.double(), after.double())
+    changes = paired_changes(before.double(), after.double())
     return Refinement(
         names=target.layout.coordinate_names,
-        mean_shift=shift,
-        mean_shift_stderr=shift_stderr,
-        sd_ratio=ratio,
-        sd_ratio_stderr=ratio_stderr,
-        correlation=correlation,
+        mean_shift=changes.shift,
+        mean_shift_stderr=changes.shift_stderr,
+        sd_ratio=changes.ratio,
+        sd_ratio_stderr=changes.ratio_stderr,
+        correlation=changes.correlation,
         draws=draws,
         acceptance=float(run.acceptance.mean()),
         divergences=run.divergences,
@@ -207,17 +208,3 @@ def refinement(
         tolerance=tolerance,
         sigmas=sigmas,
     )
-
-
-def _changes(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Shift of the means, ratio of the sds, each with its standard error over pairs, and the correlations (dim,)."""
-    n = len(before)
-    x, y = before - before.mean(0), after - after.mean(0)
-    sd_x, sd_y = x.square().mean(0).sqrt(), y.square().mean(0).sqrt()
-    shift = (after.mean(0) - before.mean(0)) / sd_y
-    shift_stderr = (y - x).std(0) / sd_y / math.sqrt(n)
-    ratio = sd_y / sd_x
-    # By the delta method: log sd changes by half of the relative change of each squared deviation.
-    influence = 0.5 * (y.square() / sd_y.square() - x.square() / sd_x.square())
-    ratio_stderr = ratio * influence.std(0) / math.sqrt(n)
-    return shift, shift_stderr, ratio, ratio_stderr, (x * y).mean(0) / (sd_x * sd_y)

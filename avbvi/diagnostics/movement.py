@@ -15,6 +15,7 @@ from ..distributions import Draw
 from ..estimates import Estimate
 from ..hmc.adaptation import DiagonalMetric, van_der_corput
 from ..hmc.kernel import evaluate, hmc_step
+from ..paired import paired_changes
 
 if TYPE_CHECKING:
     from ..guides import AVBGuide
@@ -194,14 +195,9 @@ def _directions(x: Tensor, y: Tensor) -> Tensor:
 
 def _changes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Shift of the means in sds of y, ratio of the sds x over y, each (dim,) followed by its standard error."""
-    n = len(x)
-    u, v = x - x.mean(0), y - y.mean(0)
-    sd_x, sd_y = u.square().mean(0).sqrt(), v.square().mean(0).sqrt()
-    shift = (y.mean(0) - x.mean(0)) / sd_y
-    shift_error = (v - u).std(0) / sd_y / math.sqrt(n)
-    ratio = sd_x / sd_y
-    influence = 0.5 * (u.square() / sd_x.square() - v.square() / sd_y.square())
-    return shift, shift_error, ratio, ratio * influence.std(0) / math.sqrt(n)
+    changes = paired_changes(x, y)
+    ratio = 1.0 / changes.ratio
+    return changes.shift, changes.shift_stderr, ratio, ratio.square() * changes.ratio_stderr
 
 
 def _average(estimates: list[Estimate]) -> Estimate:
