@@ -90,13 +90,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     settings = runner.options(
         __doc__, methods=(*BOARD_METHODS, FLOOR), targets=targets, seeds=2, minutes=0.5, arguments=arguments
     )
-    jobs = [
-        Job(target, method, seed, settings.minutes)
-        for seed in range(settings.seeds)
-        for target in targets
-        for method in (*BOARD_METHODS, FLOOR)
-        if settings.wants(target, method) and seed < MOST_SEEDS.get(method, settings.seeds)
-    ]
+    jobs = settings.jobs(targets, (*BOARD_METHODS, FLOOR), MOST_SEEDS)
     problems = {name: problem(posteriordb.load(name)) for name in targets}
     return runner.run_jobs(
         NAME,

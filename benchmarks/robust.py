@@ -154,13 +154,7 @@ def chosen(settings: runner.Options) -> list[Job]:
     """The jobs that the command line asks for, those of the longest fits first."""
     targets = QUICK_TARGETS if settings.quick and not settings.targets else TARGETS
     methods = QUICK_METHODS if settings.quick and not settings.methods else (*BOARD_METHODS, FLOOR)
-    jobs = [
-        Job(target, method, seed, settings.minutes_for(target))
-        for seed in range(settings.seeds)
-        for target in targets
-        for method in methods
-        if settings.wants(target, method) and seed < MOST_SEEDS.get(method, settings.seeds)
-    ]
+    jobs = settings.jobs(targets, methods, MOST_SEEDS)
     return sorted(jobs, key=lambda job: (job.method == FLOOR, -job.minutes))
 
 

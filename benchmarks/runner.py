@@ -12,6 +12,7 @@ benchmark goes on where it stopped; when all jobs are done the results are saved
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -76,6 +77,19 @@ class Options:
     def wants(self, target: str, method: str) -> bool:
         """Whether a method on a target was chosen; without a choice all are."""
         return (not self.methods or method in self.methods) and (not self.targets or target in self.targets)
+
+    def jobs(
+        self, targets: Iterable[str], methods: Iterable[str], most_seeds: Mapping[str, int] | None = None
+    ) -> list[Job]:
+        """Every wanted method on every wanted target, seed by seed; ``most_seeds`` has the methods that get fewer."""
+        most = most_seeds or {}
+        methods = tuple(methods)
+        grid = itertools.product(range(self.seeds), targets, methods)
+        return [
+            Job(target, method, seed, self.minutes_for(target))
+            for seed, target, method in grid
+            if self.wants(target, method) and seed < most.get(method, self.seeds)
+        ]
 
 
 def options(

@@ -73,13 +73,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         minutes=0.25,
         arguments=arguments,
     )
-    jobs = [
-        Job(target, method, seed, settings.minutes)
-        for seed in range(settings.seeds)
-        for target in PROBLEMS
-        for method in (*BOARD_METHODS, FLOOR)
-        if settings.wants(target, method)
-    ]
+    jobs = settings.jobs(PROBLEMS, (*BOARD_METHODS, FLOOR))
     return runner.run_jobs(
         NAME,
         jobs,

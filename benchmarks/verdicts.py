@@ -248,13 +248,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     settings = runner.options(
         __doc__, methods=tuple(FITS), targets=tuple(targets), seeds=1, minutes=1.0, arguments=arguments
     )
-    jobs = [
-        Job(target, name, seed, settings.minutes)
-        for seed in range(settings.seeds)
-        for target in targets
-        for name in FITS
-        if settings.wants(target, name)
-    ]
+    jobs = settings.jobs(targets, FITS)
     records = runner.run_jobs(
         NAME,
         jobs,
