@@ -1,0 +1,26 @@
+"""Images as data: MNIST, scikit-learn's digits, folders of pictures; how they become binary; batches of them.
+
+`mnist.load`, `digits.load` and `image_folder.load` give `Images`. A `Binarisation` says how grey levels become
+the zeros and ones that a Bernoulli decoder models; its `str` belongs beside every result. `loader` gives torch's
+DataLoader over both.
+"""
+
+from . import digits, image_folder, mnist
+from .binarisation import Binarisation, DynamicBinarisation, Intensities, StaticBinarisation, ThresholdBinarisation
+from .images import Images, Split
+from .loaders import PixelRows, loader
+
+__all__ = [
+    "Binarisation",
+    "DynamicBinarisation",
+    "Images",
+    "Intensities",
+    "PixelRows",
+    "Split",
+    "StaticBinarisation",
+    "ThresholdBinarisation",
+    "digits",
+    "image_folder",
+    "loader",
+    "mnist",
+]
