@@ -111,6 +111,6 @@ def _square(file: Path, size: int, crop: int | None, colour: bool) -> Tensor:
         raise ValueError(f"crop={crop} is larger than {file}, which has {width} x {height} pixels")
     left, top = (width - side) // 2, (height - side) // 2
     box = (left, top, left + side, top + side)
-    # Bicubic with Pillow's support that grows with the shrinking: no aliasing.
-    square = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box))
+    # Cut first: with resize(box=...) the filter, which widens with the shrinking, would reach outside the square.
+    square = np.asarray(picture.crop(box).resize((size, size), Image.Resampling.BICUBIC))
     return torch.from_numpy(square.copy()).reshape(size, size, -1).permute(2, 0, 1)
