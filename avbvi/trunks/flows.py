@@ -78,7 +78,7 @@ class FlowTrunk(AffineTrunk):
         for t in self._steps:
             y = t(e)
             log_det = log_det + _sum_to(t.log_abs_det_jacobian(e, y), log_det.dim())
-            _forget(t)
+            forget_cache(t)
             e = y
         z, affine = super().forward(e)
         return z, log_det + affine
@@ -88,7 +88,7 @@ class FlowTrunk(AffineTrunk):
         for t in reversed(self._steps):
             e = t.inv(y)
             log_det = log_det + _sum_to(t.log_abs_det_jacobian(e, y), log_det.dim())
-            _forget(t)
+            forget_cache(t)
             y = e
         return y, log_det
 
@@ -134,7 +134,7 @@ def _sum_to(log_det: Tensor, batch_dims: int) -> Tensor:
     return log_det.sum(-1) if log_det.dim() > batch_dims else log_det
 
 
-def _forget(transform: torch.distributions.Transform) -> None:
+def forget_cache(transform: torch.distributions.Transform) -> None:
     """Drop what Pyro's transforms cache: it holds the autograd graph and breaks ``deepcopy``."""
     # A coupling or a composition holds transforms with caches of their own.
     parts = transform.modules() if isinstance(transform, nn.Module) else [transform]
