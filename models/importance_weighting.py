@@ -32,12 +32,12 @@ class ImportanceWeightedELBO(RenyiELBO):
         """-L_K, estimated with one set of K draws per datum, as a tensor to be differentiated."""
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
         log_w: Tensor | float = 0.0
-        scale: Tensor | float = 1.0
+        scale = 1.0
         for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
             for site in trace.nodes.values():
                 if site["type"] == "sample" and site["cond_indep_stack"]:
-                    log_w = log_w + sign * site["unscaled_log_prob"]
-                    scale = site["scale"]
+                    scale = math.prod((frame.full_size or frame.size) / frame.size for frame in site["cond_indep_stack"])
+                    log_w = log_w + sign * site["log_prob"] / scale
         assert isinstance(log_w, Tensor)
         bound = log_w if self.num_particles == 1 else log_w.logsumexp(0) - math.log(self.num_particles)
         return -(scale * bound).sum()

@@ -1,0 +1,293 @@
+"""Training of latent-variable models, the same for every encoder: optimiser, schedule, steps, batches.
+
+A run is reproducible from its seed, can be cut into pieces by the clock and saved between them, and leaves the
+caller's random state and Pyro's parameter store as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avbvi.arguments import integer, number, positive_number, seed_number
+from avbvi.errors import NonFiniteError
+from avbvi.gradients import GradientBound
+from avbvi.rng import rng_state, rng_untouched, set_rng_state
+
+MOST_SKIPPED_IN_A_ROW = 50
+
+Loader = DataLoader[Any] | Sequence[Tensor]
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all methods of a board share.
+
+    Args:
+        steps: number of optimiser steps.
+        lr: learning rate of Adam at the start; half a cosine brings it to zero. Groups of parameters may have their
+            own.
+        betas: Adam's.
+        warm_up: share of the steps in which the weight of log p(z) - log q(z | x) rises from 0 to 1.
+        average: decay of the moving average of the parameters which the finished run takes; None takes the last.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    steps: int
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.999)
+    warm_up: float = 0.0
+    average: float | None = None
+
+    def __post_init__(self) -> None:
+        integer("steps", self.steps, 1)
+        positive_number("lr", self.lr)
+        if not 0.0 <= number("warm_up", self.warm_up) < 1.0:
+            raise ValueError(f"warm_up must be in [0, 1), found {self.warm_up}")
+        if self.average is not None and not 0.0 <= number("average", self.average) < 1.0:
+            raise ValueError(f"average must be in [0, 1) or None, found {self.average}")
+
+    def factor(self, step: int) -> float:
+        """Learning rate at a step, relative to its start."""
+        return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+
+    def weight(self, step: int) -> float:
+        """Weight of the latents' terms at a step."""
+        return min(1.0, step / (self.warm_up * self.steps)) if self.warm_up > 0.0 else 1.0
+
+
+def train(
+    elbo: ELBO, model: Any, guide: Any, loader: Loader, parameters: Parameters, recipe: Recipe, *, seed: int
+) -> Training:
+    """Train a model and its guide from beginning to end; see :class:`Training`."""
+    training = Training(elbo, model, guide, loader, parameters, recipe, seed=seed)
+    training.run()
+    return training
+
+
+class Training:
+    """One run of Adam on the loss per datum of each minibatch.
+
+    Args:
+        elbo: a Pyro ELBO with ``differentiable_loss``; an ``avbvi.AdversarialELBO`` needs the recipe's steps as its
+            own, and its own warm-up instead of the recipe's.
+        model, guide: Pyro callables of a minibatch.
+        loader: gives minibatches (tensors with one row for each datum) epoch after epoch.
+        parameters: those to be trained, or groups of them, as ``torch.optim`` takes them.
+        recipe: what all methods share.
+        seed: of all random numbers but the initial parameters, which the caller drew, and what the loader draws from
+            a generator of its own.
+    """
+
+    def __init__(
+        self,
+        elbo: ELBO,
+        model: Any,
+        guide: Any,
+        loader: Loader,
+        parameters: Parameters,
+        recipe: Recipe,
+        *,
+        seed: int,
+    ) -> None:
+        self.elbo, self.model, self.guide, self.recipe = elbo, model, guide, recipe
+        self.optimizer = torch.optim.Adam(parameters, lr=recipe.lr, betas=recipe.betas, fused=True)
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._averages = None if recipe.average is None else [p.detach().clone() for p in self._parameters]
+        self._bound = GradientBound()
+        self._batches = _Batches(loader)
+        self._skipped_in_a_row = 0
+        #: Steps done, those whose gradient was not finite among them, and seconds spent.
+        self.step_count = 0
+        self.skipped = 0
+        self.seconds = 0.0
+        #: Mean loss per datum of each hundredth of the run.
+        self.losses: list[float] = []
+        self._sum: Tensor | float = 0.0
+        self._summed = 0
+        with rng_untouched():
+            pyro.set_rng_seed(seed_number(seed))
+            self._rng = rng_state()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step_count >= self.recipe.steps
+
+    def run(self, seconds: float = math.inf) -> bool:
+        """Go on for this long or to the end; returns whether the run is finished.
+
+        Raises:
+            NonFiniteError: loss or gradients were not finite in too many steps in a row.
+        """
+        started = time.monotonic()
+        with self._own_state():
+            while not self.finished and time.monotonic() - started < seconds:
+                self._step()
+        self.seconds += time.monotonic() - started
+        return self.finished
+
+    @contextmanager
+    def _own_state(self) -> Iterator[None]:
+        with rng_untouched(), pyro.get_param_store().scope():
+            set_rng_state(self._rng)
+            try:
+                yield
+            finally:
+                self._rng = rng_state()
+
+    def _step(self) -> None:
+        batch = self._batches.next()
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.recipe.factor(self.step_count)
+        with LatentWeight(self.recipe.weight(self.step_count)):
+            loss = self.elbo.differentiable_loss(self.model, self.guide, batch) / len(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self._bound.apply(gradients):
+            self._skipped_in_a_row = 0
+            self.optimizer.step()
+        else:
+            self._skip()
+        self.step_count += 1
+        self._average()
+        self._note(loss.detach())
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"gradients were not finite in {self._skipped_in_a_row} steps in a row, up to step {self.step_count}"
+            )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self._averages is None or self.recipe.average is None:
+            return
+        decay = min(self.recipe.average, (1.0 + self.step_count) / (10.0 + self.step_count))
+        torch._foreach_lerp_(self._averages, [p.detach() for p in self._parameters], 1.0 - decay)
+        if self.finished:
+            for p, mean in zip(self._parameters, self._averages, strict=True):
+                p.copy_(mean)
+
+    def _note(self, loss: Tensor) -> None:
+        # A sum that stays on the device until it is read.
+        self._sum = self._sum + loss.double()
+        self._summed += 1
+        if self._summed >= self.recipe.steps / 100 or self.finished:
+            self.losses.append(float(self._sum) / self._summed)
+            self._sum, self._summed = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as plain data and tensors."""
+        return {
+            "parameters": [p.detach().clone() for p in self._parameters],
+            "averages": None if self._averages is None else [p.clone() for p in self._averages],
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "bound": [self._bound.mean, self._bound.count],
+            "rng": self._rng,
+            "batches": self._batches.state_dict(),
+            "counts": [self.step_count, self.skipped, self._skipped_in_a_row, self._summed],
+            "seconds": self.seconds,
+            "losses": list(self.losses),
+            "sum": float(self._sum),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; the run goes on as if it had not been interrupted."""
+        for p, saved in zip(self._parameters, state["parameters"], strict=True):
+            p.copy_(saved)
+        if self._averages is not None:
+            for mean, saved in zip(self._averages, state["averages"], strict=True):
+                mean.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._bound.mean, self._bound.count = state["bound"]
+        self.step_count, self.skipped, self._skipped_in_a_row, self._summed = state["counts"]
+        self.seconds, self.losses, self._sum = state["seconds"], list(state["losses"]), state["sum"]
+        self._rng = state["rng"]
+        with rng_untouched():
+            self._batches.load_state_dict(state["batches"])
+
+
+class LatentWeight(Messenger):
+    """Multiplies the log-densities of all latent sites, in model and guide alike, by a weight.
+
+    Args:
+        weight: 0 leaves the reconstruction alone, 1 changes nothing.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.weight != 1.0 and not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.weight
+
+
+class _Batches:
+    """Minibatches without end; where it stands is the random state at the epoch's beginning and a position in it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._generator: torch.Generator | None = getattr(loader, "generator", None)
+        self._iterator: Iterator[Any] | None = None
+        self._begun: dict[str, Any] = {}
+        self._position = 0
+
+    def next(self) -> Tensor:
+        if self._iterator is None:
+            self._begin()
+        assert self._iterator is not None
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._begin()
+            batch = next(self._iterator, None)
+        if batch is None:
+            raise ValueError("loader gives no batch; hand in data, or drop_last=False")
+        self._position += 1
+        result: Tensor = batch[0] if isinstance(batch, tuple | list) else batch
+        return result
+
+    def _begin(self) -> None:
+        self._begun, self._position = self._state(), 0
+        self._iterator = iter(self._loader)
+
+    def _state(self) -> dict[str, Any]:
+        return {"rng": rng_state(), "own": None if self._generator is None else self._generator.get_state()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        set_rng_state(state["rng"])
+        if self._generator is not None:
+            self._generator.set_state(state["own"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"begun": self._begun, "position": self._position, "now": self._state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Draw the epoch's order again, pass over the batches that are done, and take the random state from then."""
+        if state["begun"]:
+            self._restore(state["begun"])
+            self._begin()
+            for _ in range(state["position"]):
+                self.next()
+        self._restore(state["now"])
