@@ -36,7 +36,8 @@ class ImportanceWeightedELBO(RenyiELBO):
         for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
             for site in trace.nodes.values():
                 if site["type"] == "sample" and site["cond_indep_stack"]:
-                    scale = math.prod((frame.full_size or frame.size) / frame.size for frame in site["cond_indep_stack"])
+                    plates = site["cond_indep_stack"]
+                    scale = math.prod((plate.full_size or plate.size) / plate.size for plate in plates)
                     log_w = log_w + sign * site["log_prob"] / scale
         assert isinstance(log_w, Tensor)
         bound = log_w if self.num_particles == 1 else log_w.logsumexp(0) - math.log(self.num_particles)
