@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from avbvi.arguments import integer, number, positive_number, seed_number
+from avbvi.arguments import integer, number, positive_number
 from avbvi.errors import NonFiniteError
 from avbvi.gradients import GradientBound
 from avbvi.rng import rng_state, rng_untouched, set_rng_state
@@ -122,7 +122,7 @@ class Training:
         self._sum: Tensor | float = 0.0
         self._summed = 0
         with rng_untouched():
-            pyro.set_rng_seed(seed_number(seed))
+            pyro.set_rng_seed(integer("seed", seed, 0))
             self._rng = rng_state()
 
     @property
@@ -175,7 +175,7 @@ class Training:
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
-                f"gradients were not finite in {self._skipped_in_a_row} steps in a row, up to step {self.step_count}"
+                f"gradients were not finite in {self._skipped_in_a_row} steps in a row, up to step {self.step_count + 1}"
             )
 
     @torch.no_grad()

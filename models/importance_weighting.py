@@ -9,6 +9,8 @@ import torch
 from pyro.infer import RenyiELBO
 from torch import Tensor
 
+from avbvi.arguments import integer
+
 from .encoders import Encoder
 from .vaes import VAE
 
@@ -26,6 +28,7 @@ class ImportanceWeightedELBO(RenyiELBO):
     """
 
     def __init__(self, num_particles: int) -> None:
+        num_particles = integer("num_particles", num_particles, 1)
         super().__init__(alpha=0, num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -66,6 +69,7 @@ def log_weights(vae: VAE, encoder: Encoder, x: Tensor, n: int, *, chunk: int = 1
         n: number of draws.
         chunk: draws at a time, which bounds the memory.
     """
+    n, chunk = integer("n", n, 1), integer("chunk", chunk, 1)
     weights = []
     for done in range(0, n, chunk):
         draws = encoder.propose(x, min(chunk, n - done))
