@@ -156,7 +156,8 @@ class Training:
         batch = self._batches.next()
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.recipe.factor(self.step_count)
-        with LatentWeight(self.recipe.weight(self.step_count)):
+        # Pyro's checks take a sixth of a step; what is wrong with a model shows in its first.
+        with LatentWeight(self.recipe.weight(self.step_count)), pyro.validation_enabled(self.step_count == 0):
             loss = self.elbo.differentiable_loss(self.model, self.guide, batch) / len(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -175,7 +176,8 @@ class Training:
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
-                f"gradients were not finite in {self._skipped_in_a_row} steps in a row, up to step {self.step_count + 1}"
+                f"gradients were not finite in {self._skipped_in_a_row} steps in a row, "
+                f"up to step {self.step_count + 1}"
             )
 
     @torch.no_grad()

@@ -200,12 +200,11 @@ def test_training_maximises_the_mean_elbo_per_datum() -> None:
 def test_gradients_that_are_not_finite_are_skipped_a_few_times() -> None:
     good = torch.ones(4, 6)
     training = _training(Recipe(12), [good, good, torch.full((4, 6), math.nan)])
-    with pyro.validation_enabled(False):
-        training.run()
-        assert training.skipped == 4
-        assert all(bool(torch.isfinite(p).all()) for p in _parameters(training))
-        with pytest.raises(NonFiniteError, match="gradients were not finite in 50 steps in a row, up to step 50"):
-            _training(Recipe(100), [torch.full((4, 6), math.nan)]).run()
+    training.run()
+    assert training.skipped == 4
+    assert all(bool(torch.isfinite(p).all()) for p in _parameters(training))
+    with pytest.raises(NonFiniteError, match="gradients were not finite in 50 steps in a row, up to step 51"):
+        _training(Recipe(100), [good, *[torch.full((4, 6), math.nan)] * 99]).run()
 
 
 def test_errors() -> None:
@@ -217,6 +216,8 @@ def test_errors() -> None:
         Recipe(1, warm_up=1.0)
     with pytest.raises(ValueError, match=r"average must be in \[0, 1\) or None, found 1.0"):
         Recipe(1, average=1.0)
+    with pytest.raises(ValueError, match="Expected value argument"):  # of the likelihood, at the first step
+        _training(Recipe(2), [torch.full((4, 6), 0.5)]).run()
     with pytest.raises(ValueError, match="loader gives no batch"):
         _training(Recipe(1), []).run()
     with pytest.raises(TypeError, match="seed must be an integer"):

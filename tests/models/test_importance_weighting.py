@@ -127,6 +127,10 @@ def test_a_minibatch_counts_for_all_data() -> None:
         losses.append(elbo.loss(vae.model, encoder.guide, x, size))
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
     assert losses[2] == pytest.approx(5.0 * losses[0], rel=1e-12)
+    # Pyro's own takes the scale into the weights' exponent.
+    pyro.set_rng_seed(2)
+    renyi = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    assert renyi.loss(vae.model, encoder.guide, x, 20) < 5.0 * losses[0] - 0.1
     # Of one draw it is the ELBO.
     pyro.set_rng_seed(2)
     one = ImportanceWeightedELBO(1).loss(vae.model, encoder.guide, x, 20)

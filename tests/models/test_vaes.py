@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.latent import Recipe, train
 from models.encoders import Encoder, FullGaussianEncoder, GaussianEncoder
 from models.vaes import VAE, NormalLikelihood
-from tests.models.linear_gaussian import SCALE, exact_posterior, linear_vae
+from tests.models.linear_gaussian import SCALE, exact_posterior, linear_vae, log_evidence
 
 
 def test_log_joint_is_that_of_scipy_and_of_the_model() -> None:
@@ -114,6 +114,35 @@ def test_a_trained_gaussian_encoder_has_the_exact_posterior(make: Callable[..., 
     got_loc, got_covariance = encoder.moments(x)
     assert float((got_loc - loc).abs().max()) < 0.05
     assert float((got_covariance - covariance).abs().max()) < 0.02
+
+
+def test_a_trained_linear_vae_finds_the_principal_subspace() -> None:
+    # Probabilistic PCA (Tipping and Bishop 1999): with the noise known, the best W has W W' = U (L - s^2 I) U' with
+    # the largest eigenvalues L of the data's covariance; the ELBO of a Gaussian encoder has the same optimum (Lucas
+    # et al. 2019).
+    n, d = 6, 2
+    data = linear_vae(torch.randn(n, d), torch.randn(n)).sample(200, torch.ones(1))
+    covariance = data.mT.cov(correction=0)
+    values, vectors = torch.linalg.eigh(covariance)
+    top = vectors[:, -d:] * (values[-d:] - SCALE**2).sqrt()
+    best = log_evidence(top, data.mean(0), data).mean()
+
+    vae = linear_vae(0.1 * torch.randn(n, d), torch.zeros(n))
+    encoder = GaussianEncoder(nn.Linear(n, 4), d)
+    train(
+        Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+        vae.model,
+        encoder.guide,
+        list(data.split(100)),
+        [*vae.parameters(), *encoder.parameters()],
+        Recipe(400, lr=0.05),
+        seed=0,
+    )
+    with torch.no_grad():
+        reached = log_evidence(vae.decoder.weight, vae.decoder.bias, data).mean()
+    assert float(best) - 0.02 < float(reached) < float(best) + 1e-4
+    # Training began well below.
+    assert float(log_evidence(0.1 * torch.ones(n, d), torch.zeros(n), data).mean()) < float(best) - 1.0
 
 
 def test_another_vae_under_the_same_name_is_refused() -> None:
