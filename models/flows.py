@@ -3,8 +3,7 @@
     FlowEncoder(body, latent_dim=32, transforms=planar(32, context_dim=64, length=80), context_dim=64)
 
 `planar` (Rezende and Mohamed 2015), `couplings` (RealNVP: Dinh et al. 2017), `householder` (Tomczak and Welling 2016)
-and `autoregressive` (IAF: Kingma et al. 2016) begin near the identity, `householder`, which can't, apart: an encoder
-starts as the Gaussian one.
+and `autoregressive` (IAF: Kingma et al. 2016) begin near the identity, so that an encoder starts as the Gaussian one.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class FlowEncoder(Encoder):
         return DrawnDistribution(draw, loc.shape[:1], self.latent_dim)
 
 
-def autoregressive(latent_dim: int, context_dim: int, layers: int = 2, hidden: int = 64) -> list[AnyTransform]:
+def autoregressive(latent_dim: int, context_dim: int, layers: int = 4, hidden: int = 64) -> list[AnyTransform]:
     """Inverse autoregressive flow with a context (Kingma et al. 2016), the order of coordinates reversed in between.
 
     Args:
@@ -186,15 +185,18 @@ def householder(latent_dim: int, context_dim: int, length: int = 10) -> list[Any
     Args:
         latent_dim: width of z.
         context_dim: width of the context.
-        length: number of reflections.
+        length: number of reflections; even for the flow to begin near the identity.
     """
     d, context_dim = integer("latent_dim", latent_dim, 1), integer("context_dim", context_dim, 1)
     transforms: list[AnyTransform] = []
-    for _ in range(integer("length", length, 1)):
+    for i in range(integer("length", length, 1)):
         network = _Heads(context_dim, (d,))
+        # Twice the same reflection is the identity. (From independent vectors training was caught in worse than
+        # diagonal Gaussians.)
+        if i % 2 == 0:
+            vector = torch.randn(d) / math.sqrt(d)
         with torch.no_grad():
-            # A reflection's vector must not vanish.
-            network.linear.bias.copy_(torch.randn(d) / math.sqrt(d))
+            network.linear.bias.copy_(vector)
         transforms.append(pyro_transforms.ConditionalHouseholder(d, network))
     return transforms
 

@@ -96,7 +96,7 @@ def test_gradients_of_log_q_are_right(encoder: FlowEncoder, monkeypatch: pytest.
     torch.testing.assert_close((gradient * direction).sum(), numerical, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["autoregressive", "couplings", "planar-80"])
+@pytest.mark.parametrize("name", ["autoregressive", "couplings", "planar-80", "householder"])
 def test_flows_begin_as_the_gaussian_encoder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = FlowEncoder(MLPBody(PIXELS, (8,)), DIM, TRANSFORMS[name](), CONTEXT)
     gaussian = GaussianEncoder(encoder.body, DIM)
@@ -135,7 +135,7 @@ def test_a_householder_flow_is_orthogonal() -> None:
 
 
 def test_an_autoregressive_flow_moves_all_coordinates_by_the_context() -> None:
-    encoder = FlowEncoder(MLPBody(PIXELS, (8,)), DIM, autoregressive(DIM, CONTEXT, hidden=8), CONTEXT)
+    encoder = FlowEncoder(MLPBody(PIXELS, (8,)), DIM, autoregressive(DIM, CONTEXT, layers=2, hidden=8), CONTEXT)
     with torch.no_grad():
         for p in encoder.flow.parameters():
             p.add_(0.5 * torch.randn_like(p))
