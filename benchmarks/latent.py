@@ -85,7 +85,7 @@ class Training:
 
     Args:
         elbo: a Pyro ELBO with ``differentiable_loss``; an ``avbvi.AdversarialELBO`` needs the recipe's steps as its
-            own, and its own warm-up instead of the recipe's.
+            own, its own warm-up instead of the recipe's, and what it keeps of the adversary is not in this run's state.
         model, guide: Pyro callables of a minibatch.
         loader: gives minibatches (tensors with one row for each datum) epoch after epoch.
         parameters: those to be trained, or groups of them, as ``torch.optim`` takes them.

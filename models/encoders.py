@@ -306,7 +306,7 @@ def width_for(budget: int, make: Callable[[int], nn.Module]) -> int:
             has that, else by all that are trainable.
 
     Raises:
-        ValueError: no width comes within 10 % of the budget.
+        ValueError: no width comes within 10 % of the budget, or ``make`` takes no heed of the width.
     """
     budget = integer("budget", budget, 1)
 
@@ -317,6 +317,8 @@ def width_for(budget: int, make: Callable[[int], nn.Module]) -> int:
     with rng_untouched():
         low, high = 1, 2
         while count(high) < budget:
+            if count(high) <= count(low):
+                raise ValueError(f"make must give more parameters the wider it is, found {count(high)} at width {high}")
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2

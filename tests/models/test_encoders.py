@@ -195,6 +195,8 @@ def test_a_search_for_a_width_leaves_the_random_state() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="no width comes within 10% of budget=5 parameters; width 1 has"):
         width_for(5, lambda width: nn.Linear(20, width))
+    with pytest.raises(ValueError, match="make must give more parameters the wider it is, found 42 at width 2"):
+        width_for(5000, lambda width: nn.Linear(20, 2))
     with pytest.raises(TypeError, match="body=Sequential must have an attribute out_features"):
         GaussianEncoder(nn.Sequential(nn.Linear(2, 2)), 2)
     with pytest.raises(TypeError, match=r"body must be a torch\.nn\.Module"):
