@@ -57,9 +57,20 @@ class Adversary(Part):
     """
 
     objective: Objective = Logistic()
+    #: Width of the context, of an amortised guide's adversary.
+    context_dim: int | None = None
 
-    def build_for(self, feature_dim: int, base_dim: int) -> None:
-        """Create the parameters for features and base coordinates of these widths."""
+    def build_for(self, feature_dim: int, base_dim: int, context_dim: int | None = None) -> None:
+        """Create the parameters for features, base coordinates and, in an amortised guide, a context of these widths.
+
+        Raises:
+            ValueError: this adversary sees no context, and there is one.
+        """
+        if context_dim is not None:
+            raise ValueError(
+                f"adversary={type(self).__name__}() sees no context, so that it can't tell one datum's posterior from "
+                "another's; with a sampler that takes a context use InnerProductAdversary() or JointAdversary()"
+            )
         self.base_dim = base_dim
         self.build(feature_dim)
 

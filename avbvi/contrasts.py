@@ -8,7 +8,7 @@ from the ELBO), and it whitens: the adversary sees coordinates in which r is abo
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,41 @@ from .parts import Part
 from .trunks import Trunk, standard_normal_log_prob
 
 if TYPE_CHECKING:
+    from .samplers import Sampler
     from .targets import UnconstrainedTarget
 
 LEAST_COMPONENTS = 4
 
 
+class DatumPrior(Protocol):
+    """The prior p(z) of one datum's latents, on their unconstrained scale."""
+
+    def sample_prior(self, n: int) -> Tensor:
+        """n draws per datum, (n, B, dim)."""
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """(*S, B, dim) -> (*S, B)."""
+
+
+class GivenContrast(Protocol):
+    """r(z | x) for the B data of one minibatch, without gradient to the contrast's own parameters."""
+
+    def sample(self, n: int) -> Tensor:
+        """n draws per datum, (n, B, dim)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log r(z | x): (*S, B, dim) -> (*S, B), differentiable in ``z`` alone."""
+
+    def features(self, z: Tensor) -> Tensor:
+        """What the adversary sees of ``z``: whitened coordinates (*S, B, feature_dim)."""
+
+
 class Contrast(Part):
-    """Base class of contrasts."""
+    """Base class of contrasts.
+
+    A contrast of one posterior follows the sampler's draws; one of an amortised guide is asked for r(z | x), one
+    density per datum, by :meth:`given`.
+    """
 
     #: Width of what :meth:`features` returns.
     feature_dim: int
@@ -37,6 +65,25 @@ class Contrast(Part):
     def build_on(self, trunk: Trunk) -> None:
         """Create what the contrast needs in the base coordinates of a trunk that is built."""
         self.build(trunk.base_dim)
+
+    def build_for(self, dim: int, context_dim: int) -> None:
+        """Create what an amortised guide's contrast needs for one datum's latents and context of these widths."""
+        self.build(dim)
+
+    def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:
+        """r(z | x) for a minibatch, of which the rows of ``context`` (B, context_dim) and ``prior`` tell.
+
+        Raises:
+            ValueError: this contrast follows one posterior only, or needs another sampler.
+        """
+        raise ValueError(
+            f"contrast={type(self).__name__}() follows a single posterior; with a sampler that takes a context use "
+            "ConditionalGaussianContrast() or PriorContrast()"
+        )
+
+    def loss(self, draws: Tensor, context: Tensor) -> Tensor | None:
+        """What the contrast's own parameters minimise, from draws (n, B, dim) of q(z | x); ``None`` if it has none."""
+        return None
 
     def bind(self, target: UnconstrainedTarget | None) -> None:
         """Tell the contrast which target is being fitted; only the prior contrast needs it."""
@@ -73,7 +120,10 @@ def _jitter(value: Any) -> float:
 
 
 class PriorContrast(Contrast):
-    """r = the model's prior: the paper's Algorithm 1. Needs a Pyro model with a prior and the identity trunk."""
+    """r = the model's prior: the paper's Algorithm 1. Needs a Pyro model with a prior and the identity trunk.
+
+    In an amortised guide r(z | x) is the prior of each datum's latents, and the features are z itself.
+    """
 
     def _build(self, dim: int) -> None:
         self._target: UnconstrainedTarget | None = None
@@ -97,6 +147,25 @@ class PriorContrast(Contrast):
 
     def log_prob(self, e: Tensor) -> Tensor:
         return self._prior().log_prior(e)
+
+    def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:
+        return GivenPrior(prior)
+
+
+class GivenPrior:
+    """The prior of each datum's latents as a contrast."""
+
+    def __init__(self, prior: DatumPrior) -> None:
+        self._prior = prior
+
+    def sample(self, n: int) -> Tensor:
+        return self._prior.sample_prior(n)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self._prior.log_prior(z)
+
+    def features(self, z: Tensor) -> Tensor:
+        return z
 
 
 class GaussianContrast(Contrast):

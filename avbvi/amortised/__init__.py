@@ -1,0 +1,1 @@
+"""Amortised guides: one posterior per datum, all of them given by one sampler with a context."""

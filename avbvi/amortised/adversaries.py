@@ -1,0 +1,258 @@
+"""Adversaries T(x, z) of amortised guides (AVB, section 5.2 and supplement IV)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..adversaries import Adversary
+from ..arguments import flag, integer, integers
+from ..parts import zero_
+from .networks import (
+    ContextNetwork,
+    InjectedConvolutions,
+    InjectedNetwork,
+    body_width,
+    checked_body,
+    checked_image_shape,
+    checked_layers,
+    checked_slope,
+)
+
+
+class ConditionalAdversary(Adversary):
+    """Base class of adversaries that see a datum's context x beside the features of z.
+
+    A subclass defines :meth:`network_output` and creates its networks in ``_build``. With ``log_prior`` the output is
+    T = f(x, z) - log p(z) - c, where c = dim / 2 (1 + log 2 pi), minus the mean of log p(z) under a standard normal
+    prior: with the prior as contrast f only has to learn log q(z | x) up to that constant (supplement, celebA).
+
+    Args:
+        log_prior: take log p(z) off the output; for ``PriorContrast`` alone.
+    """
+
+    context_dim: int
+
+    def __init__(self, log_prior: bool = False) -> None:
+        super().__init__()
+        self.log_prior = flag("log_prior", log_prior)
+
+    @property
+    def uses_log_prior(self) -> bool:
+        """Whether :meth:`forward` wants log p(z)."""
+        return self.log_prior
+
+    def build_for(self, feature_dim: int, base_dim: int, context_dim: int | None = None) -> None:
+        if context_dim is None:
+            raise ValueError(
+                f"adversary={type(self).__name__}() needs a context; without one, as for a single posterior, use "
+                "ResidualAdversary()"
+            )
+        if self.dim is not None and context_dim != self.context_dim:
+            raise ValueError(
+                f"{type(self).__name__} was built for a context of {self.context_dim} numbers per datum, not "
+                f"{context_dim}; give each guide its own part"
+            )
+        self.context_dim = context_dim
+        self.base_dim = base_dim
+        self.build(feature_dim)
+
+    def network_output(self, features: Tensor, context: Tensor) -> Tensor:
+        """f: features (*S, B, feature_dim) and context (B, context_dim) to (*S, B)."""
+        raise NotImplementedError
+
+    def forward(  # type: ignore[override]  # an amortised guide asks with a context where others ask with a hint
+        self, features: Tensor, context: Tensor, log_prior: Tensor | None = None
+    ) -> Tensor:
+        """T: features (*S, B, feature_dim), context (B, context_dim) and log p(z) (*S, B) to (*S, B).
+
+        Raises:
+            ValueError: the adversary uses log p(z), which is not there.
+        """
+        t = self.network_output(features, context)
+        if self.log_prior:
+            if log_prior is None:
+                raise ValueError(
+                    f"{type(self).__name__}(log_prior=True) needs the log-density of a prior, found None; use "
+                    "log_prior=False for a model without one"
+                )
+            t = t - log_prior - 0.5 * self.base_dim * (1.0 + math.log(2.0 * math.pi))
+        return t
+
+
+class EncodingAdversary(ConditionalAdversary):
+    """Base class of adversaries that see the context through a network of it alone, which may be a user's own module.
+
+    Args:
+        body: a module (B, context_dim) -> (B, width) that precedes the adversary's own network of x.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units, whose gradient in z,
+            all that the sampler sees of T, is smooth too.
+        log_prior: see :class:`ConditionalAdversary`.
+    """
+
+    def __init__(self, body: nn.Module | None, slope: float | None, log_prior: bool) -> None:
+        super().__init__(log_prior)
+        self.body = checked_body(body)
+        self.slope = checked_slope(slope)
+
+    @property
+    def is_rebuildable(self) -> bool:
+        return self.body is None and super().is_rebuildable
+
+    def build(self, dim: int) -> None:
+        if self.dim is None:
+            self.width = self.context_dim if self.body is None else body_width(self.body, self.context_dim)
+        super().build(dim)
+
+    def seen(self, context: Tensor) -> Tensor:
+        """The context, or what the body makes of it: (B, width)."""
+        return context if self.body is None else self.body(context)
+
+
+class InnerProductAdversary(EncodingAdversary):
+    """T(x, z) = <a(x), b(z)> / sqrt(H): two networks whose outputs, H wide, are multiplied (AVB, section 5.2).
+
+    The scale and weights that preserve the variance (He et al. 2015) keep T of the same size whatever H is. With
+    torch's smaller weights it learned log-ratios of Gaussians only half as accurately in the same number of steps.
+
+    Args:
+        hidden: widths of the hidden layers of both networks; the last one is H as well.
+        body: a module (B, context_dim) -> (B, width) that precedes a(x).
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+        log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
+    """
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (128, 128),
+        body: nn.Module | None = None,
+        slope: float | None = None,
+        log_prior: bool = False,
+    ) -> None:
+        super().__init__(body, slope, log_prior)
+        self.hidden = checked_layers("hidden", hidden)
+
+    def _build(self, dim: int) -> None:
+        h = self.hidden[-1]
+        self.of_context = ContextNetwork(self.width, self.hidden, self.slope)
+        self.of_features = ContextNetwork(dim, self.hidden, self.slope)
+        self.context_end = nn.Linear(h, h)
+        self.features_end = nn.Linear(h, h)
+        for network, end in ((self.of_context, self.context_end), (self.of_features, self.features_end)):
+            for layer in network.layers:
+                if isinstance(layer, nn.Linear):
+                    _normal_weights_(layer, math.sqrt(2.0))
+            # So that T starts within about .2 of 0, whatever H is.
+            _normal_weights_(end, 0.5)
+
+    def network_output(self, features: Tensor, context: Tensor) -> Tensor:
+        a = self.context_end(self.of_context(self.seen(context)))
+        b = self.features_end(self.of_features(features))
+        t: Tensor = (a * b).sum(-1) / math.sqrt(a.shape[-1])
+        return t
+
+
+class JointAdversary(EncodingAdversary):
+    """T(x, z) = f(x, z) + g(x) + h(z): a network of both, and one of each alone (AVB, section 5.2, MNIST).
+
+    T starts at 0. What f sees of x is computed once per datum and added into each of its layers
+    (:class:`~avbvi.amortised.networks.InjectedNetwork`). The paper's has four layers of 1024 units.
+
+    Args:
+        hidden: widths of the hidden layers of f.
+        alone: widths of the hidden layers of g and h.
+        body: a module (B, context_dim) -> (B, width) that precedes both networks of x.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+        log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
+    """
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (128, 128, 128),
+        alone: tuple[int, ...] = (128,),
+        body: nn.Module | None = None,
+        slope: float | None = None,
+        log_prior: bool = False,
+    ) -> None:
+        super().__init__(body, slope, log_prior)
+        self.hidden = integers("hidden", hidden, "widths of the hidden layers of the joint network")
+        self.alone = integers("alone", alone, "widths of the hidden layers of the networks of x and z alone")
+        if not self.hidden:
+            raise ValueError("hidden must name at least one layer, found ()")
+
+    def _build(self, dim: int) -> None:
+        self.joint = InjectedNetwork(dim, self.width, self.hidden, 1, self.slope, zero_last=True)
+        self.of_context = _scalar(self.width, self.alone, self.slope)
+        self.of_features = _scalar(dim, self.alone, self.slope)
+
+    def network_output(self, features: Tensor, context: Tensor) -> Tensor:
+        seen = self.seen(context)
+        t: Tensor = self.joint(features, seen) + self.of_context(seen) + self.of_features(features)
+        return t.squeeze(-1)
+
+
+class ConvolutionalAdversary(ConditionalAdversary):
+    """A convolutional network of the image x with z projected into every layer (AVB, supplement, section IV).
+
+    T starts at 0 but for log p(z).
+
+    Args:
+        image_shape: channels, height and width; the context is such an image, flattened.
+        channels: numbers of channels; each scale halves the image.
+        blocks: residual blocks at each scale.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+        log_prior: take log p(z) off the output (:class:`ConditionalAdversary`), as the paper does.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the context is no such
+            image.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        channels: tuple[int, ...] = (32, 64, 128),
+        blocks: int = 0,
+        slope: float | None = None,
+        log_prior: bool = False,
+    ) -> None:
+        super().__init__(log_prior)
+        self.image_shape = checked_image_shape(image_shape)
+        self.channels = checked_layers("channels", channels, "numbers of channels")
+        self.blocks = integer("blocks", blocks, 0)
+        self.slope = checked_slope(slope)
+
+    def _build(self, dim: int) -> None:
+        if math.prod(self.image_shape) != self.context_dim:
+            raise ValueError(
+                f"image_shape={self.image_shape} has {math.prod(self.image_shape)} pixels, but the context "
+                f"{self.context_dim} numbers per datum"
+            )
+        self.network = InjectedConvolutions(
+            self.image_shape, self.channels, self.blocks, dim, 1, self.slope, zero_last=True
+        )
+
+    def network_output(self, features: Tensor, context: Tensor) -> Tensor:
+        t: Tensor = self.network(features, context)
+        return t.squeeze(-1)
+
+
+@torch.no_grad()
+def _normal_weights_(layer: nn.Linear, gain: float) -> None:
+    layer.weight.normal_(0.0, gain / math.sqrt(layer.in_features))
+    layer.bias.zero_()
+
+
+def _scalar(n_in: int, hidden: tuple[int, ...], slope: float | None) -> nn.Sequential:
+    body = ContextNetwork(n_in, hidden, slope)
+    end = nn.Linear(body.width, 1)
+    zero_(end)
+    return nn.Sequential(body, end)

@@ -1,0 +1,250 @@
+"""Networks of amortised parts: what depends on the context alone is computed once per datum, not per draw."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..arguments import instance, integers, number
+from ..parts import zero_
+from ..rng import rng_untouched
+
+
+def unit(slope: float | None) -> nn.Module:
+    """One activation: leaky ReLU of this negative slope (0 is ReLU), or smooth SiLU for ``None``."""
+    return nn.SiLU() if slope is None else nn.LeakyReLU(slope)
+
+
+def checked_slope(value: float | None) -> float | None:
+    """The argument ``slope`` of a part, for :func:`unit`."""
+    if value is None:
+        return None
+    slope = number("slope", value)
+    if not abs(slope) < 1.0:
+        raise ValueError(f"slope must lie between -1 and 1, found {value}")
+    return slope
+
+
+def checked_layers(name: str, value: tuple[int, ...], what: str = "widths of layers") -> tuple[int, ...]:
+    """An argument that is a tuple of widths, of one layer at least."""
+    widths = integers(name, value, what)
+    if not widths:
+        raise ValueError(f"{name} must name at least one layer, found ()")
+    return widths
+
+
+def checked_image_shape(value: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The argument ``image_shape``: channels, height and width."""
+    shape = integers("image_shape", value, "channels, height and width")
+    if len(shape) != 3:
+        raise ValueError(f"image_shape must be channels, height and width, such as (1, 28, 28); found {value}")
+    return shape[0], shape[1], shape[2]
+
+
+def checked_body(body: nn.Module | None) -> nn.Module | None:
+    """The argument ``body`` of a part: a module (B, context_dim) -> (B, width), or ``None``."""
+    if body is None:
+        return None
+    instance("body", body, nn.Module, "a torch.nn.Module or None")
+    for name, part in body.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+            raise ValueError(
+                f"body={type(body).__name__} normalises over the minibatch ({name}), so that a datum's posterior would "
+                "depend on the other data; use LayerNorm or GroupNorm, or hand the module over in eval mode"
+            )
+    return body
+
+
+class ContextNetwork(nn.Module):
+    """A fully connected network with a unit after each of its layers: (B, context_dim) -> (B, width)."""
+
+    def __init__(self, context_dim: int, hidden: tuple[int, ...], slope: float | None) -> None:
+        super().__init__()
+        self.width = hidden[-1] if hidden else context_dim
+        self.layers = nn.Sequential()
+        for n_in, n_out in itertools.pairwise((context_dim, *hidden)):
+            self.layers.extend([nn.Linear(n_in, n_out), unit(slope)])
+
+    def forward(self, context: Tensor) -> Tensor:
+        features: Tensor = self.layers(context)
+        return features
+
+
+def body_width(body: nn.Module, context_dim: int) -> int:
+    """How many features a user's body gives for a context of this width.
+
+    Raises:
+        ValueError: it fails on such a context, or does not return (B, width).
+    """
+    like = next(body.parameters(), torch.zeros(()))
+    zeros = torch.zeros(2, context_dim, dtype=like.dtype, device=like.device)
+    with torch.no_grad(), rng_untouched():
+        try:
+            features = body(zeros)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"body failed on a context of shape (2, {context_dim}): {error}. The context comes flattened per "
+                "datum; reshape it inside the body"
+            ) from error
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"body must map a context (2, {context_dim}) to features (2, width), found {found}")
+    return features.shape[1]
+
+
+class InjectedNetwork(nn.Module):
+    """A fully connected network of noise and context, both of which are added into every hidden layer.
+
+    h_1 = U_1 n + P_1 c and h_{l+1} = [h_l +] W_l act(h_l) + U_l n + P_l c, with the skip between layers of equal
+    width; the output is linear in act(h_L) (the projections of AVB's supplement, section IV, fully connected).
+
+    Args:
+        noise_dim: width of what differs from draw to draw.
+        context_width: width of what a datum's draws share.
+        hidden: widths of the hidden layers, at least one.
+        n_out: width of the output.
+        slope: see :func:`unit`.
+        zero_last: let the output start at 0.
+    """
+
+    def __init__(
+        self,
+        noise_dim: int,
+        context_width: int,
+        hidden: tuple[int, ...],
+        n_out: int,
+        slope: float | None,
+        *,
+        zero_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.widths = hidden
+        self.from_noise = nn.Linear(noise_dim, sum(hidden), bias=False)
+        self.from_context = nn.Linear(context_width, sum(hidden))
+        self.between = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(hidden))
+        self.leave = nn.Linear(hidden[-1], n_out)
+        self.unit = unit(slope)
+        if zero_last:
+            zero_(self.leave)
+
+    def forward(self, noise: Tensor, features: Tensor) -> Tensor:
+        """Noise (*S, B, noise_dim) and features (B, context_width) to (*S, B, n_out)."""
+        injected = (self.from_noise(noise) + self.from_context(features)).split(self.widths, dim=-1)
+        h: Tensor = injected[0]
+        for layer, more in zip(self.between, injected[1:], strict=True):
+            new = layer(self.unit(h)) + more
+            h = h + new if h.shape[-1] == new.shape[-1] else new
+        out: Tensor = self.leave(self.unit(h))
+        return out
+
+
+class _Scale(nn.Module):
+    """A convolution with stride 2 and residual blocks behind it, each with a vector added to its channels."""
+
+    def __init__(self, n_in: int, n_out: int, blocks: int, inject_dim: int, slope: float | None) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
+        self.projections = nn.ModuleList(nn.Linear(inject_dim, n_out, bias=False) for _ in range(1 + blocks))
+        self.first = nn.ModuleList(nn.Conv2d(n_out, n_out, 3, padding=1) for _ in range(blocks))
+        self.second = nn.ModuleList(nn.Conv2d(n_out, n_out, 3, padding=1) for _ in range(blocks))
+        self.unit = unit(slope)
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+        """Images (n or B, n_in, height, width) and vectors (n, inject_dim) to (n, n_out, height / 2, width / 2)."""
+        h = self.enter(image)
+        # One image per datum is repeated for the datum's draws only after the convolution.
+        h = h.expand(len(vector) // len(h), *h.shape).reshape(len(vector), *h.shape[1:])
+        shifts = [projection(vector)[:, :, None, None] for projection in self.projections]
+        h = h + shifts[0]
+        for first, second, shift in zip(self.first, self.second, shifts[1:], strict=True):
+            h = h + second(self.unit(first(self.unit(h)) + shift))
+        return h
+
+
+class InjectedConvolutions(nn.Module):
+    """A convolutional network of an image with a vector added into every hidden layer (AVB, supplement, section IV).
+
+    Each scale halves the image (kernel 3, stride 2), adds a learned projection of the vector to each channel, and is
+    followed by residual blocks that do the same; the output is linear in the last scale.
+
+    Args:
+        image_shape: channels, height and width of the image.
+        channels: numbers of channels of the scales.
+        blocks: residual blocks at each scale.
+        inject_dim: width of the vector.
+        n_out: width of the output.
+        slope: see :func:`unit`.
+        zero_last: let the output start at 0.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        channels: tuple[int, ...],
+        blocks: int,
+        inject_dim: int,
+        n_out: int,
+        slope: float | None,
+        *,
+        zero_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.unit = unit(slope)
+        _, height, width = image_shape
+        self.scales = nn.ModuleList()
+        for a, b in itertools.pairwise((image_shape[0], *channels)):
+            self.scales.append(_Scale(a, b, blocks, inject_dim, slope))
+            height, width = (height + 1) // 2, (width + 1) // 2
+        self.leave = nn.Linear(channels[-1] * height * width, n_out)
+        if zero_last:
+            zero_(self.leave)
+
+    def forward(self, vector: Tensor, context: Tensor) -> Tensor:
+        """The vector (*S, B, inject_dim) and flattened images (B, pixels) to (*S, B, n_out)."""
+        flat = vector.reshape(-1, vector.shape[-1])
+        h = context.reshape(-1, *self.image_shape)
+        for i, scale in enumerate(self.scales):
+            h = scale(self.unit(h) if i else h, flat)
+        out: Tensor = self.leave(self.unit(h).flatten(1))
+        return out.reshape(*vector.shape[:-1], -1)
+
+
+class BasisNetworks(nn.Module):
+    """Small fully connected networks side by side, each of its own noise: (*batch, m * n_in) -> (*batch, m, n_out)."""
+
+    def __init__(self, count: int, sizes: tuple[int, ...], slope: float | None) -> None:
+        super().__init__()
+        self.count = count
+        self.unit = unit(slope)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for n_in, n_out in itertools.pairwise(sizes):
+            bound = 1.0 / math.sqrt(n_in)
+            self.weights.append(nn.Parameter(torch.empty(count, n_in, n_out).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(count, 1, n_out).uniform_(-bound, bound)))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        h = noise.reshape(-1, self.count, noise.shape[-1] // self.count).transpose(0, 1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(bias, self.unit(h) if i else h, weight)
+        return h.transpose(0, 1).reshape(*noise.shape[:-1], self.count, -1)
+
+
+def small_positive(x: Tensor, offset: float) -> Tensor:
+    """elu(x - offset) + 1: positive, about exp(-offset) at x = 0, and linear where it is large."""
+    return functional.elu(x - offset) + 1.0
+
+
+def scaled_rows(noise_dim: int, dim: int, scale: float) -> nn.Linear:
+    """A matrix that gives each coordinate standard deviation ``scale``, uncorrelated where the noise is wide enough."""
+    linear = nn.Linear(noise_dim, dim, bias=False)
+    if noise_dim >= dim:
+        nn.init.orthogonal_(linear.weight, scale)
+    else:
+        with torch.no_grad():
+            linear.weight.copy_(scale * functional.normalize(torch.randn(dim, noise_dim), dim=-1))
+    return linear

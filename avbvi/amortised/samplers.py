@@ -1,0 +1,388 @@
+"""Encoders without a density: z = f(noise, x), one posterior per datum (AVB, section 5.2, supplement III and IV).
+
+A sampler maps noise (*S, B, noise_dim) and a context (B, context_dim), a datum flattened per row, to draws
+(*S, B, dim) in the unconstrained space of one datum's latents.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import flag, integer, integers, number, positive_number
+from ..samplers import Sampler
+from .gaussians import GaussianHead, Gaussians
+from .networks import (
+    BasisNetworks,
+    ContextNetwork,
+    InjectedConvolutions,
+    InjectedNetwork,
+    body_width,
+    checked_body,
+    checked_image_shape,
+    checked_layers,
+    checked_slope,
+    scaled_rows,
+    small_positive,
+)
+
+#: Fewest coordinates of noise that a sampler takes unless told.
+LEAST_NOISE = 8
+
+
+class AmortisedSampler(Sampler):
+    """Base class of samplers with a context; a guide with such a sampler is amortised over the model's plate.
+
+    A subclass calls ``super().__init__(context_dim)``, creates its networks in ``_build(dim)`` and defines
+    ``forward(noise, context)``.
+
+    Args:
+        context_dim: width of a datum's context, which the guide flattens.
+    """
+
+    context_dim: int
+    #: Whether :meth:`moments` is there; a contrast then needs no draws.
+    has_moments: ClassVar[bool] = False
+
+    def __init__(self, context_dim: int) -> None:
+        super().__init__()
+        self.context_dim = integer("context_dim", context_dim, 1)
+
+    def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, dim) and covariance (B, dim, dim) of q(z | x) for each row of the context (B, context_dim)."""
+        raise NotImplementedError(f"{type(self).__name__} has no analytic moments")
+
+    def marginal_moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variances of q(z | x), both (B, dim)."""
+        loc, covariance = self.moments(context)
+        return loc, covariance.diagonal(dim1=-2, dim2=-1)
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map noise (*S, B, noise_dim) and context (B, context_dim) to draws (*S, B, dim)."""
+        raise NotImplementedError
+
+    def _required(self, context: Tensor | None) -> Tensor:
+        if context is None:
+            raise ValueError(f"{type(self).__name__} needs a context (B, {self.context_dim}), found None")
+        return context
+
+
+class EncodingSampler(AmortisedSampler):
+    """Base class of samplers that see their context through a network of it alone, the body.
+
+    Args:
+        context_dim: width of a datum's context.
+        context_hidden: widths of the body's layers.
+        body: a module (B, context_dim) -> (B, width) of your own in place of that.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+    """
+
+    def __init__(
+        self, context_dim: int, context_hidden: tuple[int, ...], body: nn.Module | None, slope: float | None
+    ) -> None:
+        super().__init__(context_dim)
+        self.context_hidden = integers("context_hidden", context_hidden, "widths of the body's layers")
+        self.slope = checked_slope(slope)
+        self.body = checked_body(body)
+        if body is not None:
+            self.width = body_width(body, self.context_dim)
+
+    @property
+    def is_rebuildable(self) -> bool:
+        return self.body is None and super().is_rebuildable
+
+    def build(self, dim: int) -> None:
+        if self.dim is None and self.body is None:
+            self.own_body = ContextNetwork(self.context_dim, self.context_hidden, self.slope)
+            self.width = self.own_body.width
+        super().build(dim)
+
+    def features(self, context: Tensor | None) -> Tensor:
+        """What the body makes of the context: (B, context_dim) -> (B, width)."""
+        context = self._required(context)
+        features: Tensor = self.own_body(context) if self.body is None else self.body(context)
+        return features
+
+
+class ConditionalSampler(EncodingSampler):
+    """A fully connected network with noise and context added into every hidden layer.
+
+    z = b(c) + A n + f(n, c) with c the body's features: b linear, A a matrix, f as in
+    :class:`~avbvi.amortised.networks.InjectedNetwork`, with 0 at its start. So z starts normal, with standard deviation
+    ``start_scale`` in every direction, about a location that depends on the context.
+
+    Args:
+        context_dim: width of a datum's context.
+        hidden: widths of the layers into which the noise goes.
+        noise_dim: width of the noise; ``None`` takes twice that of the latents, and at least 8.
+        context_hidden: widths of the layers of the network of x alone.
+        start_scale: standard deviation of the draws at the start.
+        body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, the body fails on a context (B,
+            context_dim), does not return (B, width), or normalises over the minibatch.
+    """
+
+    def __init__(
+        self,
+        context_dim: int,
+        hidden: tuple[int, ...] = (128, 128),
+        noise_dim: int | None = None,
+        context_hidden: tuple[int, ...] = (128,),
+        start_scale: float = 0.5,
+        body: nn.Module | None = None,
+        slope: float | None = None,
+    ) -> None:
+        super().__init__(context_dim, context_hidden, body, slope)
+        self.hidden = checked_layers("hidden", hidden)
+        self.noise_dim = None if noise_dim is None else integer("noise_dim", noise_dim, 1)
+        self.start_scale = positive_number("start_scale", start_scale)
+
+    def _build(self, dim: int) -> None:
+        if self.noise_dim is None:
+            self.noise_dim = max(LEAST_NOISE, 2 * dim)
+        self.location = nn.Linear(self.width, dim)
+        self.linear = scaled_rows(self.noise_dim, dim, self.start_scale)
+        self.network = InjectedNetwork(self.noise_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        features = self.features(context)
+        draws: Tensor = self.location(features) + self.linear(noise) + self.network(noise, features)
+        return draws
+
+
+class ConvolutionalSampler(AmortisedSampler):
+    """A convolutional network of an image with noise projected into every layer (AVB, supplement, section IV).
+
+    z = A n + f(n, x), with f as in :class:`~avbvi.amortised.networks.InjectedConvolutions`.
+
+    Args:
+        image_shape: channels, height and width; the context is such an image, flattened.
+        channels: numbers of channels; each scale halves the image.
+        blocks: residual blocks at each scale.
+        noise_dim: width of the noise; ``None`` takes twice that of the latents, and at least 8.
+        start_scale: standard deviation of A n at the start.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        channels: tuple[int, ...] = (32, 64, 128),
+        blocks: int = 0,
+        noise_dim: int | None = None,
+        start_scale: float = 0.5,
+        slope: float | None = None,
+    ) -> None:
+        shape = checked_image_shape(image_shape)
+        super().__init__(math.prod(shape))
+        self.image_shape = shape
+        self.channels = checked_layers("channels", channels, "numbers of channels")
+        self.blocks = integer("blocks", blocks, 0)
+        self.noise_dim = None if noise_dim is None else integer("noise_dim", noise_dim, 1)
+        self.start_scale = positive_number("start_scale", start_scale)
+        self.slope = checked_slope(slope)
+
+    def _build(self, dim: int) -> None:
+        if self.noise_dim is None:
+            self.noise_dim = max(LEAST_NOISE, 2 * dim)
+        self.linear = scaled_rows(self.noise_dim, dim, self.start_scale)
+        self.network = InjectedConvolutions(
+            self.image_shape, self.channels, self.blocks, self.noise_dim, dim, self.slope
+        )
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        draws: Tensor = self.linear(noise) + self.network(noise, self._required(context))
+        return draws
+
+
+class NoiseBasisSampler(EncodingSampler):
+    """z_k = b_k(x) + sum_i v_ik(n_i) a_ik(x): learned noise vectors, weighted by the context (AVB, supplement III).
+
+    The v_i are small networks of noise alone, so that the moments follow from those of v
+    (eq. III.2-III.3), and the full covariance just as well: C(x) = sum_i diag(a_i) Cov(v_i) diag(a_i). Mean and
+    covariance of v are estimated from ``moment_draws`` fresh draws in each call of :meth:`moments`, shared by all data.
+    A sum of many independent terms is nearly Gaussian: few bases keep q flexible.
+
+    Args:
+        context_dim: width of a datum's context.
+        bases: number m of noise vectors.
+        basis_noise: width of each n_i.
+        basis_hidden: widths of the hidden layers of each v_i.
+        context_hidden: widths of the layers of the network of x alone.
+        moment_draws: draws of v for the moments.
+        offset: a = elu(h(x) - offset) + 1, so that the noise starts at about exp(-offset).
+        body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+
+    Raises:
+        TypeError, ValueError: as :class:`ConditionalSampler`.
+    """
+
+    has_moments = True
+    noise_dim: int
+
+    def __init__(
+        self,
+        context_dim: int,
+        bases: int = 8,
+        basis_noise: int = 8,
+        basis_hidden: tuple[int, ...] = (64, 64),
+        context_hidden: tuple[int, ...] = (128, 128),
+        moment_draws: int = 2048,
+        offset: float = 5.0,
+        body: nn.Module | None = None,
+        slope: float | None = None,
+    ) -> None:
+        super().__init__(context_dim, context_hidden, body, slope)
+        self.bases = integer("bases", bases, 1)
+        self.basis_noise = integer("basis_noise", basis_noise, 1)
+        self.basis_hidden = integers("basis_hidden", basis_hidden, "widths of the hidden layers of each basis")
+        self.moment_draws = integer("moment_draws", moment_draws, 2)
+        self.offset = number("offset", offset)
+        if not abs(self.offset) < 50.0:
+            raise ValueError(f"offset must lie between -50 and 50, found {offset}")
+        self.noise_dim = self.bases * self.basis_noise
+
+    def _build(self, dim: int) -> None:
+        self.basis = BasisNetworks(self.bases, (self.basis_noise, *self.basis_hidden, dim), self.slope)
+        self.location = nn.Linear(self.width, dim)
+        self.coefficients = nn.Linear(self.width, self.bases * dim)
+
+    def _location_and_coefficients(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        features = self.features(context)
+        a = small_positive(self.coefficients(features), self.offset)
+        return self.location(features), a.unflatten(-1, (self.bases, -1))
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        loc, a = self._location_and_coefficients(context)
+        return loc + (self.basis(noise) * a).sum(-2)
+
+    def _basis_draws(self, like: Tensor) -> Tensor:
+        basis: Tensor = self.basis(self.sample_noise(torch.Size((self.moment_draws,)), like=like))
+        return basis
+
+    def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        loc, a = self._location_and_coefficients(context)
+        v = self._basis_draws(loc)
+        mean = v.mean(0)
+        centred = (v - mean).transpose(0, 1)
+        basis_covariance = centred.mT @ centred / (len(v) - 1)
+        # One product per pair of coordinates (k, l), summed over bases: (B, m) weights a_ik, and a_il C_ikl.
+        weighted = torch.einsum("bil,ikl->bikl", a, basis_covariance)
+        return loc + (a * mean).sum(-2), torch.einsum("bik,bikl->bkl", a, weighted)
+
+    def marginal_moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        loc, a = self._location_and_coefficients(context)
+        v = self._basis_draws(loc)
+        return loc + (a * v.mean(0)).sum(-2), (a.square() * v.var(0)).sum(-2)
+
+
+class ConditionalGaussianSampler(EncodingSampler):
+    """z = mu(x) + L(x) n: the encoder of a variational autoencoder, whose density is known exactly.
+
+    Args:
+        context_dim: width of a datum's context.
+        context_hidden: widths of the layers of the network of x alone.
+        full: a full Cholesky factor L, else a diagonal one.
+        start_scale: standard deviation of the draws at the start.
+        body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+
+    Raises:
+        TypeError, ValueError: as :class:`ConditionalSampler`.
+    """
+
+    has_moments = True
+
+    def __init__(
+        self,
+        context_dim: int,
+        context_hidden: tuple[int, ...] = (128, 128),
+        full: bool = False,
+        start_scale: float = 0.5,
+        body: nn.Module | None = None,
+        slope: float | None = None,
+    ) -> None:
+        super().__init__(context_dim, context_hidden, body, slope)
+        self.full = flag("full", full)
+        self.start_scale = positive_number("start_scale", start_scale)
+
+    def _build(self, dim: int) -> None:
+        self.noise_dim = dim
+        self.head = GaussianHead(self.width, dim, self.full, self.start_scale)
+
+    def gaussians(self, context: Tensor) -> Gaussians:
+        """mu(x) and L(x) of each row of the context (B, context_dim)."""
+        return self.head.gaussians(self.features(context))
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.head.carry(noise, self.features(context))
+
+    def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(context)
+        factor = self.head.factor(features)
+        return self.head.loc(features), factor @ factor.mT
+
+    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
+        """log q(z | x), exact: (*S, B, dim) -> (*S, B)."""
+        return self.gaussians(context).log_prob(z)
+
+
+class ConditionalResidualSampler(EncodingSampler):
+    """z = mu(x) + L(x) (n + f(n, m, c)): a Gaussian encoder to which a network adds shape.
+
+    n and m are standard normal, c the body's features, and f
+    (:class:`~avbvi.amortised.networks.InjectedNetwork`) starts at 0: the sampler starts as the encoder of a variational
+    autoencoder. Density ratios are invariant under the map by mu and L, so that the adversary only has to judge n + f
+    against a standard normal (:class:`~avbvi.amortised.contrasts.OwnGaussianContrast`), and f.
+
+    Args:
+        context_dim: width of a datum's context.
+        hidden: widths of the hidden layers of f.
+        extra_noise: width of m; ``None`` takes that of the latents.
+        context_hidden: widths of the layers of the network of x alone.
+        full: a full Cholesky factor L, else a diagonal one.
+        start_scale: standard deviation of the draws at the start.
+        body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+
+    Raises:
+        TypeError, ValueError: as :class:`ConditionalSampler`.
+    """
+
+    def __init__(
+        self,
+        context_dim: int,
+        hidden: tuple[int, ...] = (128, 128),
+        extra_noise: int | None = None,
+        context_hidden: tuple[int, ...] = (128, 128),
+        full: bool = False,
+        start_scale: float = 0.5,
+        body: nn.Module | None = None,
+        slope: float | None = None,
+    ) -> None:
+        super().__init__(context_dim, context_hidden, body, slope)
+        self.hidden = checked_layers("hidden", hidden)
+        self.extra_noise = None if extra_noise is None else integer("extra_noise", extra_noise, 0)
+        self.full = flag("full", full)
+        self.start_scale = positive_number("start_scale", start_scale)
+
+    def _build(self, dim: int) -> None:
+        self.noise_dim = dim + (dim if self.extra_noise is None else self.extra_noise)
+        self.head = GaussianHead(self.width, dim, self.full, self.start_scale)
+        self.network = InjectedNetwork(self.noise_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
+
+    def gaussians(self, context: Tensor) -> Gaussians:
+        """mu(x) and L(x), the Gaussian of f = 0, of each row of the context (B, context_dim)."""
+        return self.head.gaussians(self.features(context))
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        features = self.features(context)
+        e = noise[..., : self.head.dim] + self.network(noise, features)
+        return self.head.carry(e, features)
