@@ -8,35 +8,36 @@ import torch
 from torch import Tensor, nn
 
 from ..adversaries import Adversary
-from ..arguments import flag, integer, integers
+from ..arguments import flag, integers
 from ..parts import zero_
 from .networks import (
     ContextNetwork,
-    InjectedConvolutions,
     InjectedNetwork,
     body_width,
     checked_body,
-    checked_image_shape,
     checked_layers,
     checked_slope,
 )
 
 
 class ConditionalAdversary(Adversary):
-    """Base class of adversaries that see a datum's context x beside the features of z.
+    """Base class of adversaries that see a datum's context x beside the features u of z.
 
-    A subclass defines :meth:`network_output` and creates its networks in ``_build``. With ``log_prior`` the output is
+    A subclass defines :meth:`network_output` and creates its networks in ``_build(width)``. With ``squares`` they see
+    (u^2 - 1) / 3 beside u, which is 0 on average where q and r agree in scale. With ``log_prior`` the output is
     T = f(x, z) - log p(z) - c, where c = dim / 2 (1 + log 2 pi), minus the mean of log p(z) under a standard normal
     prior: with the prior as contrast f only has to learn log q(z | x) up to that constant (supplement, celebA).
 
     Args:
+        squares: show the squares of the features too.
         log_prior: take log p(z) off the output; for ``PriorContrast`` alone.
     """
 
     context_dim: int
 
-    def __init__(self, log_prior: bool = False) -> None:
+    def __init__(self, squares: bool = True, log_prior: bool = False) -> None:
         super().__init__()
+        self.squares = flag("squares", squares)
         self.log_prior = flag("log_prior", log_prior)
 
     @property
@@ -57,10 +58,10 @@ class ConditionalAdversary(Adversary):
             )
         self.context_dim = context_dim
         self.base_dim = base_dim
-        self.build(feature_dim)
+        self.build((2 if self.squares else 1) * feature_dim)
 
     def network_output(self, features: Tensor, context: Tensor) -> Tensor:
-        """f: features (*S, B, feature_dim) and context (B, context_dim) to (*S, B)."""
+        """f: features (*S, B, width), squares included, and context (B, context_dim) to (*S, B)."""
         raise NotImplementedError
 
     def forward(  # type: ignore[override]  # an amortised guide asks with a context where others ask with a hint
@@ -71,6 +72,8 @@ class ConditionalAdversary(Adversary):
         Raises:
             ValueError: the adversary uses log p(z), which is not there.
         """
+        if self.squares:
+            features = torch.cat([features, (features.square() - 1.0) / 3.0], -1)
         t = self.network_output(features, context)
         if self.log_prior:
             if log_prior is None:
@@ -89,11 +92,11 @@ class EncodingAdversary(ConditionalAdversary):
         body: a module (B, context_dim) -> (B, width) that precedes the adversary's own network of x.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units, whose gradient in z,
             all that the sampler sees of T, is smooth too.
-        log_prior: see :class:`ConditionalAdversary`.
+        squares, log_prior: see :class:`ConditionalAdversary`.
     """
 
-    def __init__(self, body: nn.Module | None, slope: float | None, log_prior: bool) -> None:
-        super().__init__(log_prior)
+    def __init__(self, body: nn.Module | None, slope: float | None, squares: bool, log_prior: bool) -> None:
+        super().__init__(squares, log_prior)
         self.body = checked_body(body)
         self.slope = checked_slope(slope)
 
@@ -121,6 +124,7 @@ class InnerProductAdversary(EncodingAdversary):
         hidden: widths of the hidden layers of both networks; the last one is H as well.
         body: a module (B, context_dim) -> (B, width) that precedes a(x).
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+        squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
 
     Raises:
@@ -132,9 +136,10 @@ class InnerProductAdversary(EncodingAdversary):
         hidden: tuple[int, ...] = (128, 128),
         body: nn.Module | None = None,
         slope: float | None = None,
+        squares: bool = True,
         log_prior: bool = False,
     ) -> None:
-        super().__init__(body, slope, log_prior)
+        super().__init__(body, slope, squares, log_prior)
         self.hidden = checked_layers("hidden", hidden)
 
     def _build(self, dim: int) -> None:
@@ -168,6 +173,7 @@ class JointAdversary(EncodingAdversary):
         alone: widths of the hidden layers of g and h.
         body: a module (B, context_dim) -> (B, width) that precedes both networks of x.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+        squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
 
     Raises:
@@ -180,9 +186,10 @@ class JointAdversary(EncodingAdversary):
         alone: tuple[int, ...] = (128,),
         body: nn.Module | None = None,
         slope: float | None = None,
+        squares: bool = True,
         log_prior: bool = False,
     ) -> None:
-        super().__init__(body, slope, log_prior)
+        super().__init__(body, slope, squares, log_prior)
         self.hidden = integers("hidden", hidden, "widths of the hidden layers of the joint network")
         self.alone = integers("alone", alone, "widths of the hidden layers of the networks of x and z alone")
         if not self.hidden:
@@ -196,52 +203,6 @@ class JointAdversary(EncodingAdversary):
     def network_output(self, features: Tensor, context: Tensor) -> Tensor:
         seen = self.seen(context)
         t: Tensor = self.joint(features, seen) + self.of_context(seen) + self.of_features(features)
-        return t.squeeze(-1)
-
-
-class ConvolutionalAdversary(ConditionalAdversary):
-    """A convolutional network of the image x with z projected into every layer (AVB, supplement, section IV).
-
-    T starts at 0 but for log p(z).
-
-    Args:
-        image_shape: channels, height and width; the context is such an image, flattened.
-        channels: numbers of channels; each scale halves the image.
-        blocks: residual blocks at each scale.
-        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
-        log_prior: take log p(z) off the output (:class:`ConditionalAdversary`), as the paper does.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the context is no such
-            image.
-    """
-
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        channels: tuple[int, ...] = (32, 64, 128),
-        blocks: int = 0,
-        slope: float | None = None,
-        log_prior: bool = False,
-    ) -> None:
-        super().__init__(log_prior)
-        self.image_shape = checked_image_shape(image_shape)
-        self.channels = checked_layers("channels", channels, "numbers of channels")
-        self.blocks = integer("blocks", blocks, 0)
-        self.slope = checked_slope(slope)
-
-    def _build(self, dim: int) -> None:
-        if math.prod(self.image_shape) != self.context_dim:
-            raise ValueError(
-                f"image_shape={self.image_shape} has {math.prod(self.image_shape)} pixels, but the context "
-                f"{self.context_dim} numbers per datum"
-            )
-        self.network = InjectedConvolutions(
-            self.image_shape, self.channels, self.blocks, dim, 1, self.slope, zero_last=True
-        )
-
-    def network_output(self, features: Tensor, context: Tensor) -> Tensor:
-        t: Tensor = self.network(features, context)
         return t.squeeze(-1)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..arguments import instance, integers, number
+from ..arguments import instance, integer, integers, number
 from ..parts import zero_
 from ..rng import rng_untouched
 
@@ -37,12 +37,9 @@ def checked_layers(name: str, value: tuple[int, ...], what: str = "widths of lay
     return widths
 
 
-def checked_image_shape(value: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The argument ``image_shape``: channels, height and width."""
-    shape = integers("image_shape", value, "channels, height and width")
-    if len(shape) != 3:
-        raise ValueError(f"image_shape must be channels, height and width, such as (1, 28, 28); found {value}")
-    return shape[0], shape[1], shape[2]
+def checked_noise(name: str, value: int | None, least: int = 1) -> int | None:
+    """An argument that is the width of some noise, or ``None``."""
+    return None if value is None else integer(name, value, least)
 
 
 def checked_body(body: nn.Module | None) -> nn.Module | None:
@@ -142,76 +139,34 @@ class InjectedNetwork(nn.Module):
         return out
 
 
-class _Scale(nn.Module):
-    """A convolution with stride 2 and residual blocks behind it, each with a vector added to its channels."""
+class Smoothing(nn.Module):
+    """Standard deviation (B, dim) of independent noise that is added last, a function of the features (B, width).
 
-    def __init__(self, n_in: int, n_out: int, blocks: int, inject_dim: int, slope: float | None) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
-        self.projections = nn.ModuleList(nn.Linear(inject_dim, n_out, bias=False) for _ in range(1 + blocks))
-        self.first = nn.ModuleList(nn.Conv2d(n_out, n_out, 3, padding=1) for _ in range(blocks))
-        self.second = nn.ModuleList(nn.Conv2d(n_out, n_out, 3, padding=1) for _ in range(blocks))
-        self.unit = unit(slope)
-
-    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
-        """Images (n or B, n_in, height, width) and vectors (n, inject_dim) to (n, n_out, height / 2, width / 2)."""
-        h = self.enter(image)
-        # One image per datum is repeated for the datum's draws only after the convolution.
-        h = h.expand(len(vector) // len(h), *h.shape).reshape(len(vector), *h.shape[1:])
-        shifts = [projection(vector)[:, :, None, None] for projection in self.projections]
-        h = h + shifts[0]
-        for first, second, shift in zip(self.first, self.second, shifts[1:], strict=True):
-            h = h + second(self.unit(first(self.unit(h)) + shift))
-        return h
-
-
-class InjectedConvolutions(nn.Module):
-    """A convolutional network of an image with a vector added into every hidden layer (AVB, supplement, section IV).
-
-    Each scale halves the image (kernel 3, stride 2), adds a learned projection of the vector to each channel, and is
-    followed by residual blocks that do the same; the output is linear in the last scale.
-
-    Args:
-        image_shape: channels, height and width of the image.
-        channels: numbers of channels of the scales.
-        blocks: residual blocks at each scale.
-        inject_dim: width of the vector.
-        n_out: width of the output.
-        slope: see :func:`unit`.
-        zero_last: let the output start at 0.
+    It bounds how thin a sheet or a fold the draws can lie on: no adversary sees those, and what it misses the sampler
+    exploits. At the start it is ``start`` everywhere, and it stays within a factor exp(2) of that.
     """
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        channels: tuple[int, ...],
-        blocks: int,
-        inject_dim: int,
-        n_out: int,
-        slope: float | None,
-        *,
-        zero_last: bool = False,
-    ) -> None:
+    def __init__(self, width: int, dim: int, start: float) -> None:
         super().__init__()
-        self.image_shape = image_shape
-        self.unit = unit(slope)
-        _, height, width = image_shape
-        self.scales = nn.ModuleList()
-        for a, b in itertools.pairwise((image_shape[0], *channels)):
-            self.scales.append(_Scale(a, b, blocks, inject_dim, slope))
-            height, width = (height + 1) // 2, (width + 1) // 2
-        self.leave = nn.Linear(channels[-1] * height * width, n_out)
-        if zero_last:
-            zero_(self.leave)
+        self.start = start
+        self.log_scale = nn.Linear(width, dim)
+        zero_(self.log_scale)
 
-    def forward(self, vector: Tensor, context: Tensor) -> Tensor:
-        """The vector (*S, B, inject_dim) and flattened images (B, pixels) to (*S, B, n_out)."""
-        flat = vector.reshape(-1, vector.shape[-1])
-        h = context.reshape(-1, *self.image_shape)
-        for i, scale in enumerate(self.scales):
-            h = scale(self.unit(h) if i else h, flat)
-        out: Tensor = self.leave(self.unit(h).flatten(1))
-        return out.reshape(*vector.shape[:-1], -1)
+    def forward(self, features: Tensor) -> Tensor:
+        return smoothing_scale(self.log_scale(features), self.start)
+
+
+def smoothing_scale(log_scale: Tensor, start: float) -> Tensor:
+    """start * exp(log_scale), kept smoothly within a factor exp(2) of ``start``."""
+    return start * (2.0 * torch.tanh(0.5 * log_scale)).exp()
+
+
+def checked_smoothing(value: float) -> float:
+    """The argument ``smoothing`` of a sampler: a share of a standard deviation, in [0, 1)."""
+    smoothing = number("smoothing", value)
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"smoothing must be in [0, 1), found {value}")
+    return smoothing
 
 
 class BasisNetworks(nn.Module):

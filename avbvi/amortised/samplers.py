@@ -18,13 +18,14 @@ from .gaussians import GaussianHead, Gaussians
 from .networks import (
     BasisNetworks,
     ContextNetwork,
-    InjectedConvolutions,
     InjectedNetwork,
+    Smoothing,
     body_width,
     checked_body,
-    checked_image_shape,
     checked_layers,
+    checked_noise,
     checked_slope,
+    checked_smoothing,
     scaled_rows,
     small_positive,
 )
@@ -110,16 +111,18 @@ class EncodingSampler(AmortisedSampler):
 class ConditionalSampler(EncodingSampler):
     """A fully connected network with noise and context added into every hidden layer.
 
-    z = b(c) + A n + f(n, c) with c the body's features: b linear, A a matrix, f as in
-    :class:`~avbvi.amortised.networks.InjectedNetwork`, with 0 at its start. So z starts normal, with standard deviation
-    ``start_scale`` in every direction, about a location that depends on the context.
+    z = b(c) + A n + f(n, c) + s(c) m with c the body's features: b linear, A a matrix, f as in
+    :class:`~avbvi.amortised.networks.InjectedNetwork`, with 0 at its start, and m independent noise of the latents'
+    width, which keeps draws off thin folds (:class:`~avbvi.amortised.networks.Smoothing`). So z starts normal, with
+    standard deviation ``start_scale`` in every direction, about a location that depends on the context.
 
     Args:
         context_dim: width of a datum's context.
         hidden: widths of the layers into which the noise goes.
-        noise_dim: width of the noise; ``None`` takes twice that of the latents, and at least 8.
+        network_noise: width of n; ``None`` takes twice that of the latents, and at least 8.
         context_hidden: widths of the layers of the network of x alone.
         start_scale: standard deviation of the draws at the start.
+        smoothing: s at the start, in units of that, in [0, 1); 0 leaves m out.
         body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
@@ -132,72 +135,33 @@ class ConditionalSampler(EncodingSampler):
         self,
         context_dim: int,
         hidden: tuple[int, ...] = (128, 128),
-        noise_dim: int | None = None,
+        network_noise: int | None = None,
         context_hidden: tuple[int, ...] = (128,),
         start_scale: float = 0.5,
+        smoothing: float = 0.2,
         body: nn.Module | None = None,
         slope: float | None = None,
     ) -> None:
         super().__init__(context_dim, context_hidden, body, slope)
         self.hidden = checked_layers("hidden", hidden)
-        self.noise_dim = None if noise_dim is None else integer("noise_dim", noise_dim, 1)
+        self.network_noise = checked_noise("network_noise", network_noise)
         self.start_scale = positive_number("start_scale", start_scale)
+        self.smoothing = checked_smoothing(smoothing)
 
     def _build(self, dim: int) -> None:
-        if self.noise_dim is None:
-            self.noise_dim = max(LEAST_NOISE, 2 * dim)
+        self.inner_dim = max(LEAST_NOISE, 2 * dim) if self.network_noise is None else self.network_noise
+        self.noise_dim = self.inner_dim + (dim if self.smoothing else 0)
         self.location = nn.Linear(self.width, dim)
-        self.linear = scaled_rows(self.noise_dim, dim, self.start_scale)
-        self.network = InjectedNetwork(self.noise_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
+        self.linear = scaled_rows(self.inner_dim, dim, math.sqrt(1.0 - self.smoothing**2) * self.start_scale)
+        self.network = InjectedNetwork(self.inner_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
+        if self.smoothing:
+            self.smooth = Smoothing(self.width, dim, self.smoothing * self.start_scale)
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        features = self.features(context)
-        draws: Tensor = self.location(features) + self.linear(noise) + self.network(noise, features)
-        return draws
-
-
-class ConvolutionalSampler(AmortisedSampler):
-    """A convolutional network of an image with noise projected into every layer (AVB, supplement, section IV).
-
-    z = A n + f(n, x), with f as in :class:`~avbvi.amortised.networks.InjectedConvolutions`.
-
-    Args:
-        image_shape: channels, height and width; the context is such an image, flattened.
-        channels: numbers of channels; each scale halves the image.
-        blocks: residual blocks at each scale.
-        noise_dim: width of the noise; ``None`` takes twice that of the latents, and at least 8.
-        start_scale: standard deviation of A n at the start.
-        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
-    """
-
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        channels: tuple[int, ...] = (32, 64, 128),
-        blocks: int = 0,
-        noise_dim: int | None = None,
-        start_scale: float = 0.5,
-        slope: float | None = None,
-    ) -> None:
-        shape = checked_image_shape(image_shape)
-        super().__init__(math.prod(shape))
-        self.image_shape = shape
-        self.channels = checked_layers("channels", channels, "numbers of channels")
-        self.blocks = integer("blocks", blocks, 0)
-        self.noise_dim = None if noise_dim is None else integer("noise_dim", noise_dim, 1)
-        self.start_scale = positive_number("start_scale", start_scale)
-        self.slope = checked_slope(slope)
-
-    def _build(self, dim: int) -> None:
-        if self.noise_dim is None:
-            self.noise_dim = max(LEAST_NOISE, 2 * dim)
-        self.linear = scaled_rows(self.noise_dim, dim, self.start_scale)
-        self.network = InjectedConvolutions(
-            self.image_shape, self.channels, self.blocks, self.noise_dim, dim, self.slope
-        )
-
-    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        draws: Tensor = self.linear(noise) + self.network(noise, self._required(context))
+        features, inner = self.features(context), noise[..., : self.inner_dim]
+        draws: Tensor = self.location(features) + self.linear(inner) + self.network(inner, features)
+        if self.smoothing:
+            draws = draws + self.smooth(features) * noise[..., self.inner_dim :]
         return draws
 
 
@@ -335,12 +299,13 @@ class ConditionalGaussianSampler(EncodingSampler):
 
 
 class ConditionalResidualSampler(EncodingSampler):
-    """z = mu(x) + L(x) (n + f(n, m, c)): a Gaussian encoder to which a network adds shape.
+    """A Gaussian encoder to which a network adds shape: z = mu(x) + L(x) e, e = sqrt(1 - h^2) n + f(n, m, c) + s(c) o.
 
-    n and m are standard normal, c the body's features, and f
-    (:class:`~avbvi.amortised.networks.InjectedNetwork`) starts at 0: the sampler starts as the encoder of a variational
-    autoencoder. Density ratios are invariant under the map by mu and L, so that the adversary only has to judge n + f
-    against a standard normal (:class:`~avbvi.amortised.contrasts.OwnGaussianContrast`), and f.
+    n, m and o are standard normal, c the body's features, f
+    (:class:`~avbvi.amortised.networks.InjectedNetwork`) starts at 0 and s
+    (:class:`~avbvi.amortised.networks.Smoothing`) at h: the sampler starts as the encoder of a variational autoencoder.
+    Density ratios are invariant under the map by mu and L, so that the adversary may compare e with a standard normal
+    (:class:`~avbvi.amortised.contrasts.OwnGaussianContrast`).
 
     Args:
         context_dim: width of a datum's context.
@@ -349,6 +314,7 @@ class ConditionalResidualSampler(EncodingSampler):
         context_hidden: widths of the layers of the network of x alone.
         full: a full Cholesky factor L, else a diagonal one.
         start_scale: standard deviation of the draws at the start.
+        smoothing: h, in [0, 1); 0 leaves o out.
         body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
@@ -364,25 +330,32 @@ class ConditionalResidualSampler(EncodingSampler):
         context_hidden: tuple[int, ...] = (128, 128),
         full: bool = False,
         start_scale: float = 0.5,
+        smoothing: float = 0.3,
         body: nn.Module | None = None,
         slope: float | None = None,
     ) -> None:
         super().__init__(context_dim, context_hidden, body, slope)
         self.hidden = checked_layers("hidden", hidden)
-        self.extra_noise = None if extra_noise is None else integer("extra_noise", extra_noise, 0)
+        self.extra_noise = checked_noise("extra_noise", extra_noise, 0)
         self.full = flag("full", full)
         self.start_scale = positive_number("start_scale", start_scale)
+        self.smoothing = checked_smoothing(smoothing)
 
     def _build(self, dim: int) -> None:
-        self.noise_dim = dim + (dim if self.extra_noise is None else self.extra_noise)
+        self.inner_dim = dim + (dim if self.extra_noise is None else self.extra_noise)
+        self.noise_dim = self.inner_dim + (dim if self.smoothing else 0)
         self.head = GaussianHead(self.width, dim, self.full, self.start_scale)
-        self.network = InjectedNetwork(self.noise_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
+        self.network = InjectedNetwork(self.inner_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
+        if self.smoothing:
+            self.smooth = Smoothing(self.width, dim, self.smoothing)
 
     def gaussians(self, context: Tensor) -> Gaussians:
-        """mu(x) and L(x), the Gaussian of f = 0, of each row of the context (B, context_dim)."""
+        """mu(x) and L(x), the Gaussian at the start, of each row of the context (B, context_dim)."""
         return self.head.gaussians(self.features(context))
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        features = self.features(context)
-        e = noise[..., : self.head.dim] + self.network(noise, features)
+        features, inner = self.features(context), noise[..., : self.inner_dim]
+        e = math.sqrt(1.0 - self.smoothing**2) * inner[..., : self.head.dim] + self.network(inner, features)
+        if self.smoothing:
+            e = e + self.smooth(features) * noise[..., self.inner_dim :]
         return self.head.carry(e, features)

@@ -14,10 +14,10 @@ from torch.distributions import Normal
 from avbvi.adversaries import MLPAdversary
 from avbvi.amortised.adversaries import (
     ConditionalAdversary,
-    ConvolutionalAdversary,
     InnerProductAdversary,
     JointAdversary,
 )
+from avbvi.amortised.convolutional import ConvolutionalAdversary
 from avbvi.parts import rebuild
 
 CONTEXT_DIM, FEATURES, BATCH = 6, 3, 4
@@ -26,9 +26,9 @@ CONTEXT_DIM, FEATURES, BATCH = 6, 3, 4
 def all_adversaries() -> list[ConditionalAdversary]:
     """One of each, with every argument away from its default."""
     return [
-        InnerProductAdversary(hidden=(7, 9), slope=0.1, log_prior=True),
-        JointAdversary(hidden=(7, 7, 5), alone=(6,), slope=0.1, log_prior=True),
-        ConvolutionalAdversary((1, 2, 3), channels=(4, 5), blocks=1, slope=0.1, log_prior=True),
+        InnerProductAdversary(hidden=(7, 9), slope=0.1, squares=False, log_prior=True),
+        JointAdversary(hidden=(7, 7, 5), alone=(6,), slope=0.1, squares=False, log_prior=True),
+        ConvolutionalAdversary((1, 2, 3), channels=(4, 5), blocks=1, slope=0.1, squares=False, log_prior=True),
     ]
 
 
@@ -81,7 +81,7 @@ def test_an_adversary_is_made_again_from_its_configuration(index: int) -> None:
 
 
 def test_inner_product_computes_its_formula() -> None:
-    adversary = InnerProductAdversary(hidden=(5, 9))
+    adversary = InnerProductAdversary(hidden=(5, 9), squares=False)
     built(adversary)
     features, context = torch.randn(7, BATCH, FEATURES), torch.randn(BATCH, CONTEXT_DIM)
 
@@ -94,6 +94,19 @@ def test_inner_product_computes_its_formula() -> None:
     b = network(features, adversary.of_features.layers, adversary.features_end)
     expected = torch.einsum("bh,sbh->sb", a, b) / 3.0
     torch.testing.assert_close(adversary(features, context), expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [InnerProductAdversary, JointAdversary, lambda: ConvolutionalAdversary((1, 2, 3))],
+    ids=["inner", "joint", "conv"],
+)
+def test_squares_of_the_features_are_seen_too(make: Any) -> None:
+    adversary = built(make())
+    features, context = torch.randn(7, BATCH, FEATURES), torch.randn(BATCH, CONTEXT_DIM)
+    seen = torch.cat([features, features**2 / 3.0 - 1.0 / 3.0], -1)
+    torch.testing.assert_close(adversary(features, context), adversary.network_output(seen, context))
+    assert adversary.dim == 2 * FEATURES
 
 
 def test_the_inner_product_starts_equally_large_for_any_width() -> None:

@@ -323,7 +323,7 @@ def test_a_users_body_takes_the_place_of_the_learned_contrasts_layers() -> None:
 
 
 def test_own_gaussian_is_the_residual_samplers() -> None:
-    sampler, context = ConditionalResidualSampler(CONTEXT_DIM, full=True), contexts()
+    sampler, context = ConditionalResidualSampler(CONTEXT_DIM, full=True, smoothing=0.0), contexts()
     sampler.build(DIM)
     sampler.double()
     r = given(OwnGaussianContrast(), sampler, context)

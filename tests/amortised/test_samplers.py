@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from avbvi.amortised.networks import BasisNetworks, InjectedConvolutions, InjectedNetwork
+from avbvi.amortised.convolutional import ConvolutionalSampler, InjectedConvolutions
+from avbvi.amortised.networks import BasisNetworks, InjectedNetwork
 from avbvi.amortised.samplers import (
     AmortisedSampler,
     ConditionalGaussianSampler,
     ConditionalResidualSampler,
     ConditionalSampler,
-    ConvolutionalSampler,
     NoiseBasisSampler,
 )
 from avbvi.parts import rebuild
@@ -33,8 +33,18 @@ def _double(_same_start: None) -> None:
 def all_samplers() -> list[AmortisedSampler]:
     """One of each, with every argument away from its default."""
     return [
-        ConditionalSampler(CONTEXT_DIM, hidden=(7, 7, 5), noise_dim=4, context_hidden=(8,), start_scale=0.3, slope=0.2),
-        ConvolutionalSampler((1, 2, 3), channels=(4, 5), blocks=1, noise_dim=4, start_scale=0.3, slope=0.0),
+        ConditionalSampler(
+            CONTEXT_DIM,
+            hidden=(7, 7, 5),
+            network_noise=4,
+            context_hidden=(8,),
+            start_scale=0.3,
+            smoothing=0.4,
+            slope=0.2,
+        ),
+        ConvolutionalSampler(
+            (1, 2, 3), channels=(4, 5), blocks=1, network_noise=4, start_scale=0.3, smoothing=0.4, slope=0.2
+        ),
         NoiseBasisSampler(
             CONTEXT_DIM,
             bases=3,
@@ -47,7 +57,14 @@ def all_samplers() -> list[AmortisedSampler]:
         ),
         ConditionalGaussianSampler(CONTEXT_DIM, context_hidden=(8,), full=True, start_scale=0.3, slope=0.1),
         ConditionalResidualSampler(
-            CONTEXT_DIM, hidden=(7, 7), extra_noise=2, context_hidden=(8,), full=True, start_scale=0.3, slope=0.1
+            CONTEXT_DIM,
+            hidden=(7, 7),
+            extra_noise=2,
+            context_hidden=(8,),
+            full=True,
+            start_scale=0.3,
+            smoothing=0.4,
+            slope=0.1,
         ),
     ]
 
@@ -126,18 +143,18 @@ def test_a_context_is_required(sampler: AmortisedSampler) -> None:
 
 def test_noise_is_wider_than_the_latents_unless_told() -> None:
     for dim, width in ((2, 8), (5, 10)):
-        for sampler in (ConditionalSampler(3), ConvolutionalSampler((1, 8, 8))):
-            sampler.build(dim)
-            assert sampler.noise_dim == width
-        residual = ConditionalResidualSampler(3)
-        residual.build(dim)
-        assert residual.noise_dim == 2 * dim
-        gaussian = ConditionalGaussianSampler(3)
-        gaussian.build(dim)
-        assert gaussian.noise_dim == dim
-        basis = NoiseBasisSampler(3, bases=4, basis_noise=5)
-        basis.build(dim)
-        assert basis.noise_dim == 20
+        for smoothing, more in ((0.0, 0), (0.5, dim)):
+            widths = {
+                ConditionalSampler(3, smoothing=smoothing): width + more,
+                ConvolutionalSampler((1, 8, 8), smoothing=smoothing): width + more,
+                ConditionalResidualSampler(3, smoothing=smoothing): 2 * dim + more,
+                ConditionalResidualSampler(3, smoothing=smoothing, extra_noise=0): dim + more,
+                ConditionalGaussianSampler(3): dim,
+                NoiseBasisSampler(3, bases=4, basis_noise=5): 20,
+            }
+            for sampler, expected in widths.items():
+                sampler.build(dim)
+                assert sampler.noise_dim == expected
 
 
 # -- moments ------------------------------------------------------------------------------------------
@@ -227,23 +244,48 @@ def test_a_full_factor_of_one_coordinate_is_its_scale() -> None:
 # -- where they start ----------------------------------------------------------------------------------
 
 
-def test_conditional_sampler_starts_normal_about_a_location() -> None:
-    for noise_dim in (None, 2):  # wider and narrower than the latents
-        sampler = ConditionalSampler(CONTEXT_DIM, noise_dim=noise_dim, start_scale=0.3)
-        sampler.build(DIM)
-        context = contexts()
-        with torch.no_grad():
-            loc = sampler(torch.zeros(1, BATCH, sampler.noise_dim), context)
-            # Linear in the noise at the start: its matrix can be read off unit vectors.
-            unit = torch.eye(sampler.noise_dim)[:, None].expand(-1, BATCH, -1)
-            matrix = (sampler(unit, context) - loc).permute(1, 2, 0)
-            noise = noise_of(sampler, 9, BATCH)
-            torch.testing.assert_close(sampler(noise, context), loc + torch.einsum("bij,sbj->sbi", matrix, noise))
-        covariance = matrix @ matrix.mT
-        torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1), torch.full((BATCH, DIM), 0.09))
-        if noise_dim is None:
-            torch.testing.assert_close(covariance, 0.09 * torch.eye(DIM).expand(BATCH, DIM, DIM))
-        assert float(loc.std(1).min()) > 0.0
+@pytest.mark.parametrize(("network_noise", "smoothing"), [(None, 0.0), (None, 0.6), (2, 0.6)])
+def test_conditional_sampler_starts_normal_about_a_location(network_noise: int | None, smoothing: float) -> None:
+    sampler = ConditionalSampler(CONTEXT_DIM, network_noise=network_noise, start_scale=0.3, smoothing=smoothing)
+    sampler.build(DIM)
+    assert sampler.noise_dim is not None
+    context = contexts()
+    with torch.no_grad():
+        loc = sampler(torch.zeros(1, BATCH, sampler.noise_dim), context)
+        # Linear in the noise at the start: its matrix can be read off unit vectors.
+        unit = torch.eye(sampler.noise_dim)[:, None].expand(-1, BATCH, -1)
+        matrix = (sampler(unit, context) - loc).permute(1, 2, 0)
+        noise = noise_of(sampler, 9, BATCH)
+        torch.testing.assert_close(sampler(noise, context), loc + torch.einsum("bij,sbj->sbi", matrix, noise))
+    covariance = matrix @ matrix.mT
+    torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1), torch.full((BATCH, DIM), 0.09))
+    if network_noise is None:
+        torch.testing.assert_close(covariance, 0.09 * torch.eye(DIM).expand(BATCH, DIM, DIM))
+    if smoothing:
+        torch.testing.assert_close(matrix[..., -DIM:], smoothing * 0.3 * torch.eye(DIM).expand(BATCH, DIM, DIM))
+    assert float(loc.std(1).min()) > 0.0
+
+
+@pytest.mark.parametrize("make", [ConditionalSampler, ConditionalResidualSampler])
+def test_smoothing_is_independent_noise_of_bounded_learned_scale(make: Any) -> None:
+    sampler = built(make(CONTEXT_DIM, smoothing=0.4), 0.5)
+    context = contexts()
+    with torch.no_grad():
+        sampler.smooth.log_scale.bias[0] = 50.0
+        sampler.smooth.log_scale.bias[1] = -50.0
+        scale = sampler.smooth(sampler.features(context))
+        inner = noise_of(sampler, BATCH)
+        inner[..., sampler.inner_dim :] = 0.0
+        outer = torch.zeros_like(inner)
+        outer[..., sampler.inner_dim :] = torch.randn(BATCH, DIM)
+        added = sampler(inner + outer, context) - sampler(inner, context)
+        if make is ConditionalResidualSampler:
+            added = sampler.gaussians(context).standardise(added + sampler.gaussians(context).loc)
+    torch.testing.assert_close(added, scale * outer[..., sampler.inner_dim :])
+    start = 0.4 if make is ConditionalResidualSampler else 0.4 * 0.5
+    torch.testing.assert_close(scale[:, 0], torch.full((BATCH,), start * math.exp(2.0)))
+    torch.testing.assert_close(scale[:, 1], torch.full((BATCH,), start * math.exp(-2.0)))
+    assert float(scale[:, 2].std()) > 0.0  # it depends on the datum
 
 
 def test_noise_basis_starts_narrow() -> None:
@@ -258,16 +300,22 @@ def test_noise_basis_starts_narrow() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_residual_sampler_starts_at_its_gaussian_and_computes_its_formula(full: bool) -> None:
-    sampler = ConditionalResidualSampler(CONTEXT_DIM, full=full, extra_noise=2)
+@pytest.mark.parametrize("smoothing", [0.0, 0.6])
+def test_residual_sampler_starts_at_its_gaussian_and_computes_its_formula(full: bool, smoothing: float) -> None:
+    sampler = ConditionalResidualSampler(CONTEXT_DIM, full=full, extra_noise=2, smoothing=smoothing)
     sampler.build(DIM)
     context, noise = contexts(), noise_of(sampler, 5, BATCH)
     gaussians = sampler.gaussians(context)
-    torch.testing.assert_close(gaussians.standardise(sampler(noise, context)), noise[..., :DIM])
+    linear = math.sqrt(1.0 - smoothing**2) * noise[..., :DIM]
+    start = linear + smoothing * noise[..., -DIM:]
+    torch.testing.assert_close(gaussians.standardise(sampler(noise, context)), start)
     scale = gaussians.scale.diagonal(dim1=-2, dim2=-1) if full else gaussians.scale
     assert float((scale.detach() / 0.5).log().abs().max()) < 1.5  # near start_scale
     built(sampler)
-    e = noise[..., :DIM] + sampler.network(noise, sampler.features(context))
+    features = sampler.features(context)
+    e = linear + sampler.network(noise[..., : DIM + 2], features)
+    if smoothing:
+        e = e + sampler.smooth(features) * noise[..., -DIM:]
     torch.testing.assert_close(sampler.gaussians(context).standardise(sampler(noise, context)), e)
 
 
@@ -377,7 +425,8 @@ def test_a_body_that_does_not_fit_is_refused(body: Any, error: type[Exception], 
         (ConditionalSampler, "hidden", (), "hidden must name at least one layer"),
         (ConditionalSampler, "hidden", (3, 0), r"hidden\[1\] must be at least 1"),
         (ConditionalSampler, "context_hidden", 3, "context_hidden must be a tuple"),
-        (ConditionalSampler, "noise_dim", 0, "noise_dim must be at least 1"),
+        (ConditionalSampler, "network_noise", 0, "network_noise must be at least 1"),
+        (ConditionalSampler, "smoothing", 1.0, r"smoothing must be in \[0, 1\), found 1"),
         (ConditionalSampler, "start_scale", 0.0, "start_scale must be positive"),
         (ConditionalSampler, "slope", 1.0, "slope must lie between -1 and 1, found 1"),
         (ConvolutionalSampler, "image_shape", (28, 28), "image_shape must be channels, height and width"),
