@@ -81,7 +81,7 @@ class Contrast(Part):
             "ConditionalGaussianContrast() or PriorContrast()"
         )
 
-    def loss(self, draws: Tensor, context: Tensor) -> Tensor | None:
+    def loss(self, draws: Tensor, context: Tensor, sampler: Sampler) -> Tensor | None:
         """What the contrast's own parameters minimise, from draws (n, B, dim) of q(z | x); ``None`` if it has none."""
         return None
 

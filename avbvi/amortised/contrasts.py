@@ -10,7 +10,7 @@ from ..contrasts import Contrast, DatumPrior, GivenContrast
 from ..samplers import Sampler
 from .gaussians import GaussianHead, Gaussians
 from .networks import ContextNetwork, body_width, checked_body, checked_slope
-from .samplers import AmortisedSampler, ConditionalGaussianSampler, ConditionalResidualSampler
+from .samplers import AmortisedSampler
 
 #: Fewest and most draws per datum that estimated moments take unless told.
 LEAST_DRAWS, MOST_DRAWS = 64, 512
@@ -95,12 +95,13 @@ class LearnedGaussianContrast(Contrast):
 
     Unlike moments estimated from a few draws they are no noise that is hidden from the adversary, and a step costs
     no more draws than the adversary's own. They lag behind the sampler, which costs the adversary no accuracy: r may
-    be any density.
+    be any density. Where the sampler departs from a Gaussian (:class:`ConditionalResidualSampler`) the network
+    describes e in z = mu(x) + L(x) e: r begins as that Gaussian and moves with mu and L at once.
 
     Args:
         hidden: widths of the network's layers.
         full: a full Cholesky factor, else a diagonal one.
-        start_scale: standard deviation at the start.
+        start_scale: standard deviation at the start where the sampler departs from no Gaussian.
         body: a module (B, context_dim) -> (B, width) in place of the network's hidden layers.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
@@ -134,31 +135,43 @@ class LearnedGaussianContrast(Contrast):
                 width = self.own_body.width
             else:
                 width = body_width(self.body, context_dim)
-            self.head = GaussianHead(width, dim, self.full, self.start_scale)
+            self.head = GaussianHead(width, dim, self.full, 1.0, constant=True)
         self.build(dim)
 
-    def _gaussians(self, context: Tensor) -> Gaussians:
-        return self.head.gaussians(self.own_body(context) if self.body is None else self.body(context))
+    def _gaussians(self, sampler: Sampler, context: Tensor) -> Gaussians:
+        """r(z | x), with a gradient to the network's parameters alone."""
+        with torch.no_grad():
+            base = _departure(sampler, context)
+        inner = self.head.gaussians(self.own_body(context) if self.body is None else self.body(context))
+        if base is None:
+            base = Gaussians(torch.zeros_like(inner.loc), torch.full_like(inner.loc, self.start_scale))
+        return base.carry(inner)
 
     @torch.no_grad()
     def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:
-        return GivenGaussians(self._gaussians(context))
+        return GivenGaussians(self._gaussians(sampler, context))
 
-    def loss(self, draws: Tensor, context: Tensor) -> Tensor:
-        return -self._gaussians(context).log_prob(draws.detach()).mean()
+    def loss(self, draws: Tensor, context: Tensor, sampler: Sampler) -> Tensor:
+        return -self._gaussians(sampler, context).log_prob(draws.detach()).mean()
 
 
 class OwnGaussianContrast(Contrast):
-    """The Gaussian from which the sampler itself departs: of a residual sampler, that of f = 0.
+    """The Gaussian from which the sampler itself departs: of a :class:`ConditionalResidualSampler`, that of its start.
 
     It costs no draws and is exact at the start. It follows q only as far as the sampler's own location and scale do.
     """
 
     @torch.no_grad()
     def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:
-        if not isinstance(sampler, ConditionalResidualSampler | ConditionalGaussianSampler):
+        gaussians = _departure(sampler, context)
+        if gaussians is None:
             raise ValueError(
-                f"contrast=OwnGaussianContrast() needs a sampler that departs from a Gaussian, such as "
+                "contrast=OwnGaussianContrast() needs a sampler that departs from a Gaussian, such as "
                 f"ConditionalResidualSampler; with {type(sampler).__name__} use ConditionalGaussianContrast()"
             )
-        return GivenGaussians(sampler.gaussians(context))
+        return GivenGaussians(gaussians)
+
+
+def _departure(sampler: Sampler, context: Tensor) -> Gaussians | None:
+    """The Gaussians from which the sampler departs, if there are any."""
+    return sampler.gaussians(context) if isinstance(sampler, AmortisedSampler) else None

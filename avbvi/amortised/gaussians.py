@@ -23,9 +23,10 @@ class GaussianHead(nn.Module):
         dim: dimension of the Gaussian.
         full: a full factor, else a diagonal one.
         start_scale: standard deviation that the Gaussian starts near.
+        constant: start at mean 0 and that standard deviation exactly.
     """
 
-    def __init__(self, width: int, dim: int, full: bool, start_scale: float) -> None:
+    def __init__(self, width: int, dim: int, full: bool, start_scale: float, *, constant: bool = False) -> None:
         super().__init__()
         self.dim, self.full, self.start = dim, full and dim > 1, math.log(start_scale)
         self.loc = nn.Linear(width, dim)
@@ -34,6 +35,9 @@ class GaussianHead(nn.Module):
             self.lower = nn.Linear(width, dim * (dim - 1) // 2)
             zero_(self.lower)
             self.register_buffer("places", torch.tril_indices(dim, dim, -1), persistent=False)
+        if constant:
+            zero_(self.loc)
+            zero_(self.log_scale)
 
     places: Tensor
 
@@ -83,6 +87,17 @@ class Gaussians:
         diagonal = scale.diagonal(dim1=-2, dim2=-1) if self.full else scale
         self._log_det = diagonal.log().sum(-1)
         self._inverse = inverse_factors(scale) if self.full else scale.reciprocal()
+
+    def matrices(self) -> Tensor:
+        """The Cholesky factors, (B, dim, dim)."""
+        return self.scale if self.full else torch.diag_embed(self.scale)
+
+    def carry(self, inner: Gaussians) -> Gaussians:
+        """The Gaussians of loc + L e where e has the distribution ``inner``."""
+        if not self.full and not inner.full:
+            return Gaussians(self.loc + self.scale * inner.loc, self.scale * inner.scale)
+        factor = self.matrices()
+        return Gaussians(self.loc + apply_rows(factor, inner.loc), factor @ inner.matrices())
 
     def sample(self, n: int) -> Tensor:
         """n draws per datum, (n, B, dim)."""

@@ -61,6 +61,10 @@ class AmortisedSampler(Sampler):
         loc, covariance = self.moments(context)
         return loc, covariance.diagonal(dim1=-2, dim2=-1)
 
+    def gaussians(self, context: Tensor) -> Gaussians | None:
+        """The Gaussians, one per datum, from which the sampler departs: z = loc + L e; ``None`` if there are none."""
+        return None
+
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise (*S, B, noise_dim) and context (B, context_dim) to draws (*S, B, dim)."""
         raise NotImplementedError

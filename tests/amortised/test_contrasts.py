@@ -267,16 +267,48 @@ def test_gradient_reaches_the_point_alone(index: int) -> None:
 # -- learned ---------------------------------------------------------------------------------------------
 
 
-def test_the_learned_contrast_loses_the_negative_log_likelihood() -> None:
-    contrast, sampler, context = LearnedGaussianContrast(), built(ConditionalSampler(CONTEXT_DIM)), contexts()
+SAMPLERS = pytest.mark.parametrize("make", [ConditionalSampler, ConditionalResidualSampler])
+
+
+@SAMPLERS
+def test_the_learned_contrast_loses_the_negative_log_likelihood(make: Any) -> None:
+    contrast, sampler, context = LearnedGaussianContrast(), built(make(CONTEXT_DIM)), contexts()
     r = given(contrast, sampler, context)
     z = draws_of(sampler, 7, context)
-    loss = contrast.loss(z, context)
+    loss = contrast.loss(z, context, sampler)
     torch.testing.assert_close(loss, -r.log_prob(z).mean())
     loss.backward()
     assert all(p.grad is None for p in sampler.parameters())
-    # Off-diagonal weights start at zero but learn too.
+    # The head starts at zero; what lies before it learns from the next step on.
+    assert all(float(p.grad.abs().sum()) > 0.0 for p in contrast.head.parameters())
+    with torch.no_grad():
+        for p in contrast.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    contrast.loss(z, context, sampler).backward()
     assert all(float(p.grad.abs().sum()) > 0.0 for p in contrast.parameters())
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("base_full", [False, True])
+def test_the_learned_contrast_starts_at_the_samplers_gaussian(full: bool, base_full: bool) -> None:
+    sampler, context = built(ConditionalResidualSampler(CONTEXT_DIM, full=base_full)), contexts()
+    contrast = LearnedGaussianContrast(full=full)
+    z = torch.randn(5, BATCH, DIM)
+    own = given(OwnGaussianContrast(), sampler, context)
+    torch.testing.assert_close(given(contrast, sampler, context).log_prob(z), own.log_prob(z))
+    # Away from the start it is the Gaussian of loc + L e.
+    with torch.no_grad():
+        for p in contrast.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+        outer, inner = sampler.gaussians(context), contrast.head.gaussians(contrast.own_body(context))
+        factor = outer.matrices()
+        loc = outer.loc + (factor @ inner.loc[..., None])[..., 0]
+        covariance = factor @ inner.matrices() @ inner.matrices().mT @ factor.mT
+    expected = MultivariateNormal(loc, covariance)
+    torch.testing.assert_close(contrast.given(sampler, context, NormalPrior()).log_prob(z), expected.log_prob(z))
+    # A sampler that departs from no Gaussian: N(0, start_scale^2 I).
+    fresh = given(LearnedGaussianContrast(full=full, start_scale=0.3), built(ConditionalSampler(CONTEXT_DIM)), context)
+    torch.testing.assert_close(fresh.log_prob(z), Independent(Normal(torch.zeros(DIM), 0.3), 1).log_prob(z))
 
 
 def test_the_learned_contrast_finds_the_moments() -> None:
@@ -286,20 +318,20 @@ def test_the_learned_contrast_finds_the_moments() -> None:
     contrast = LearnedGaussianContrast(hidden=(48,))
     contrast.build_for(DIM, CONTEXT_DIM)
     contrast.double()
-    steps = 800
+    steps = 600
     optimiser = torch.optim.Adam(contrast.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         context = torch.rand(32, CONTEXT_DIM) - 0.5
         optimiser.zero_grad()
-        contrast.loss(draws_of(sampler, 8, context), context).backward()
+        contrast.loss(draws_of(sampler, 8, context), context, sampler).backward()
         optimiser.step()
         schedule.step()
     context = torch.rand(200, CONTEXT_DIM) - 0.5
     with torch.no_grad():
         truth = sampler.truth(context)
-        g = contrast._gaussians(context)
-        kl = torch.distributions.kl_divergence(truth, MultivariateNormal(g.loc, scale_tril=g.scale))
+        r = contrast.given(sampler, context, NormalPrior()).gaussians
+        kl = torch.distributions.kl_divergence(truth, MultivariateNormal(r.loc, scale_tril=r.scale))
     assert float(kl.mean()) < 0.03
 
 
@@ -307,15 +339,16 @@ def test_contrasts_that_are_not_learned_lose_nothing() -> None:
     context = contexts()
     for contrast in (ConditionalGaussianContrast(), OwnGaussianContrast(), PriorContrast()):
         contrast.build_for(DIM, CONTEXT_DIM)
-        assert contrast.loss(torch.randn(2, BATCH, DIM), context) is None
+        assert contrast.loss(torch.randn(2, BATCH, DIM), context, ConditionalSampler(CONTEXT_DIM)) is None
 
 
 def test_a_users_body_takes_the_place_of_the_learned_contrasts_layers() -> None:
     body = nn.Linear(CONTEXT_DIM, 4)
     contrast = LearnedGaussianContrast(body=body)
     assert not contrast.is_rebuildable
-    r = given(contrast, built(ConditionalSampler(CONTEXT_DIM)), contexts())
-    contrast.loss(r.sample(3), contexts()).backward()
+    sampler = built(ConditionalSampler(CONTEXT_DIM))
+    r = given(contrast, sampler, contexts())
+    contrast.loss(r.sample(3), contexts(), sampler).backward()
     assert body.weight.grad is not None
 
 
