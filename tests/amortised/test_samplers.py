@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from avbvi.amortised.convolutional import ConvolutionalSampler, InjectedConvolutions
+from avbvi.amortised.convolutional import ConvolutionalSampler
 from avbvi.amortised.networks import BasisNetworks, InjectedNetwork
 from avbvi.amortised.samplers import (
     AmortisedSampler,
@@ -342,26 +342,6 @@ def test_basis_networks_are_networks_side_by_side() -> None:
         h = own @ basis.weights[0][i] + basis.biases[0][i]
         h = torch.nn.functional.leaky_relu(h, 0.1) @ basis.weights[1][i] + basis.biases[1][i]
         torch.testing.assert_close(basis(noise)[..., i, :], h)
-
-
-def test_the_vector_enters_every_layer_of_the_convolutions() -> None:
-    net = InjectedConvolutions((1, 5, 7), (3, 4), 1, 2, 2, None)
-    vector, image = torch.randn(6, BATCH, 2), torch.randn(BATCH, 35)
-    before = net(vector, image).detach()
-    projections = [p for scale in net.scales for p in scale.projections]
-    assert len(projections) == 4
-    for projection in projections:
-        weight = projection.weight.detach().clone()
-        with torch.no_grad():
-            projection.weight.zero_()
-        assert float((net(vector, image).detach() - before).abs().max()) > 1e-6
-        with torch.no_grad():
-            projection.weight.copy_(weight)
-    with torch.no_grad():
-        for projection in projections:
-            projection.weight.zero_()
-    # Without projections only the image is left.
-    torch.testing.assert_close(net(vector, image), net(torch.zeros(6, BATCH, 2), image))
 
 
 # -- a user's own body ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import avbvi
+from avbvi.amortised import adversaries, contrasts, convolutional, samplers
 from tests.fuzz import cases
 from tests.fuzz.cases import check
 
@@ -105,6 +106,118 @@ CONSTRUCTORS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
             **dict.fromkeys(("sampler", "trunk", "contrast", "adversary"), optional(cases.NO_OBJECT)),
             "name": optional(cases.NO_OBJECT.filter(lambda value: not isinstance(value, str))),
         },
+    ),
+]
+WIDTH = optional(COUNT)
+SLOPE = {"slope": optional(cases.no_number_in(-1.0, 1.0))}
+BODY = {"body": optional(cases.NO_OBJECT), **SLOPE}
+NO_FLAGS = dict.fromkeys(("squares", "log_prior"), cases.NO_FLAG)
+
+
+def of_six(make: Any) -> Any:
+    """An amortised part with a context of six numbers unless another is given."""
+
+    def made(context_dim: Any = 6, **options: Any) -> Any:
+        return make(context_dim, **options)
+
+    made.__name__ = make.__name__
+    return made
+
+
+def of_images(make: Any) -> Any:
+    """A convolutional part of small images unless others are given."""
+
+    def made(image_shape: Any = (1, 2, 3), **options: Any) -> Any:
+        return make(image_shape, **options)
+
+    made.__name__ = make.__name__
+    return made
+
+
+CONSTRUCTORS += [
+    (
+        of_six(samplers.ConditionalSampler),
+        {"context_dim": np.int64(4), "hidden": [3], "network_noise": 2, "context_hidden": (), "smoothing": 0},
+        {
+            "context_dim": COUNT,
+            "network_noise": WIDTH,
+            "start_scale": POSITIVE,
+            "smoothing": SHARE,
+            **dict.fromkeys(("hidden", "context_hidden"), cases.NO_WIDTHS),
+            **BODY,
+        },
+    ),
+    (
+        of_six(samplers.NoiseBasisSampler),
+        {"bases": 2, "basis_noise": np.int32(3), "basis_hidden": (), "moment_draws": 10, "offset": 0},
+        {
+            **dict.fromkeys(("context_dim", "bases", "basis_noise"), COUNT),
+            **dict.fromkeys(("basis_hidden", "context_hidden"), cases.NO_WIDTHS),
+            "moment_draws": cases.no_integer_from(2),
+            "offset": cases.no_number_in(-50.0, 50.0),
+            **BODY,
+        },
+    ),
+    (
+        of_six(samplers.ConditionalGaussianSampler),
+        {"context_hidden": [4], "full": np.bool_(True), "start_scale": 1, "slope": 0},
+        {
+            "context_dim": COUNT,
+            "context_hidden": cases.NO_WIDTHS,
+            "full": cases.NO_FLAG,
+            "start_scale": POSITIVE,
+            **BODY,
+        },
+    ),
+    (
+        of_six(samplers.ConditionalResidualSampler),
+        {"hidden": (4,), "extra_noise": 0, "full": True, "smoothing": np.float32(0.25)},
+        {
+            "context_dim": COUNT,
+            "extra_noise": optional(FROM_0),
+            "full": cases.NO_FLAG,
+            "start_scale": POSITIVE,
+            "smoothing": SHARE,
+            **dict.fromkeys(("hidden", "context_hidden"), cases.NO_WIDTHS),
+            **BODY,
+        },
+    ),
+    (
+        of_images(convolutional.ConvolutionalSampler),
+        {"image_shape": [3, 4, 5], "channels": [2], "blocks": 1, "network_noise": 3},
+        {
+            **dict.fromkeys(("image_shape", "channels"), cases.NO_WIDTHS),
+            "blocks": FROM_0,
+            "network_noise": WIDTH,
+            "start_scale": POSITIVE,
+            "smoothing": SHARE,
+            **SLOPE,
+        },
+    ),
+    (
+        of_images(convolutional.ConvolutionalAdversary),
+        {"image_shape": (1, 8, 8), "channels": (2,), "blocks": 0, "squares": False},
+        {**dict.fromkeys(("image_shape", "channels"), cases.NO_WIDTHS), "blocks": FROM_0, **SLOPE, **NO_FLAGS},
+    ),
+    (
+        adversaries.InnerProductAdversary,
+        {"hidden": [3, 4], "slope": 0.2, "log_prior": True},
+        {"hidden": cases.NO_WIDTHS, **BODY, **NO_FLAGS},
+    ),
+    (
+        adversaries.JointAdversary,
+        {"hidden": (3,), "alone": (), "squares": np.bool_(False)},
+        {**dict.fromkeys(("hidden", "alone"), cases.NO_WIDTHS), **BODY, **NO_FLAGS},
+    ),
+    (
+        contrasts.ConditionalGaussianContrast,
+        {"full": False, "draws": np.int64(5), "jitter": 0},
+        {"full": cases.NO_FLAG, "draws": optional(cases.no_integer_from(2)), "jitter": SHARE},
+    ),
+    (
+        contrasts.LearnedGaussianContrast,
+        {"hidden": (), "full": False, "start_scale": 2},
+        {"hidden": cases.NO_WIDTHS, "full": cases.NO_FLAG, "start_scale": POSITIVE, **BODY},
     ),
 ]
 ARGUMENTS = [
