@@ -66,8 +66,11 @@ class Contrast(Part):
         """Create what the contrast needs in the base coordinates of a trunk that is built."""
         self.build(trunk.base_dim)
 
-    def build_for(self, dim: int, context_dim: int) -> None:
-        """Create what an amortised guide's contrast needs for one datum's latents and context of these widths."""
+    def build_for(self, dim: int, context_dim: int, sampler: Sampler) -> None:
+        """Create what an amortised guide's contrast needs for one datum's latents and context of these widths.
+
+        The sampler is built already.
+        """
         self.build(dim)
 
     def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from ..arguments import flag, integer, integers, number, positive_number
 from ..contrasts import Contrast, DatumPrior, GivenContrast
+from ..rng import seeded
 from ..samplers import Sampler
 from .gaussians import GaussianHead, Gaussians
 from .networks import ContextNetwork, body_width, checked_body, checked_slope
 from .samplers import AmortisedSampler
 
 #: Fewest and most draws per datum that estimated moments take unless told.
-LEAST_DRAWS, MOST_DRAWS = 64, 512
+LEAST_DRAWS, MOST_DRAWS = 64, 256
 
 
 class GivenGaussians:
@@ -35,19 +36,21 @@ class GivenGaussians:
 class ConditionalGaussianContrast(Contrast):
     """A Gaussian with the mean and covariance of q(z | x) for each datum, the paper's Adaptive Contrast.
 
-    The moments are analytic where the sampler has them. Otherwise they come from fresh draws, n for each datum, and
-    the correlations are shrunk by dim / (n + dim). The error of such estimates is hidden from the adversary, which
-    then sees less of KL(q, r) than there is: about dim / n nats for a diagonal and dim (dim + 3) / (4 n) for a full
-    covariance. So n has to be large, or the moments analytic or learned (:class:`LearnedGaussianContrast`).
+    The moments are analytic where the sampler has them. Otherwise they come from n draws for each datum, with the
+    correlations shrunk by dim / (n + dim). Their noise is drawn once and for all: with fresh noise r(z | x) would
+    jump from step to step, and the adversary, which sees only the average, would miss dim / n (diagonal) or
+    dim (dim + 3) / (4 n) nats (full covariance) of KL(q, r). So the estimates' error is a function of x, a part of r.
 
     Args:
         full: full covariance instead of the paper's diagonal, which leaves all correlations of q to the adversary.
-        draws: n; ``None`` takes 16 per latent coordinate, within 64 and 512.
+        draws: n; ``None`` takes 8 per latent coordinate, within 64 and 256.
         jitter: added to the variances, relative to them.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range.
     """
+
+    noise: Tensor
 
     def __init__(self, full: bool = True, draws: int | None = None, jitter: float = 1e-6) -> None:
         super().__init__()
@@ -56,6 +59,13 @@ class ConditionalGaussianContrast(Contrast):
         self.jitter = number("jitter", jitter)
         if not 0.0 <= self.jitter < 1.0:
             raise ValueError(f"jitter must be in [0, 1), found {jitter}")
+
+    def build_for(self, dim: int, context_dim: int, sampler: Sampler) -> None:
+        if self.dim is None and not _has_moments(sampler):
+            n = min(max(8 * dim, LEAST_DRAWS), MOST_DRAWS) if self.draws is None else self.draws
+            with seeded(0):
+                self.register_buffer("noise", sampler.sample_noise(torch.Size((n,)), like=torch.zeros(())))
+        super().build_for(dim, context_dim, sampler)
 
     @torch.no_grad()
     def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:
@@ -66,10 +76,9 @@ class ConditionalGaussianContrast(Contrast):
         return GivenGaussians(Gaussians(loc, self._factor(moment)))
 
     def _estimated(self, sampler: Sampler, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, dim) and covariance (B, dim, dim), or variances (B, dim), from fresh draws."""
-        dim = self.feature_dim
-        n = min(max(16 * dim, LEAST_DRAWS), MOST_DRAWS) if self.draws is None else self.draws
-        z = sampler(sampler.sample_noise(torch.Size((n, len(context))), like=context), context)
+        """Mean (B, dim) and covariance (B, dim, dim), or variances (B, dim), from draws."""
+        n, dim = len(self.noise), self.feature_dim
+        z = sampler(self.noise[:, None].expand(-1, len(context), -1), context)
         loc = z.mean(0)
         centred = (z - loc).transpose(0, 1)
         if not self.full:
@@ -93,10 +102,9 @@ class ConditionalGaussianContrast(Contrast):
 class LearnedGaussianContrast(Contrast):
     """A Gaussian whose moments a network gives as a function of x, fitted to q's draws by maximum likelihood.
 
-    Unlike moments estimated from a few draws they are no noise that is hidden from the adversary, and a step costs
-    no more draws than the adversary's own. They lag behind the sampler, which costs the adversary no accuracy: r may
-    be any density. Where the sampler departs from a Gaussian (:class:`ConditionalResidualSampler`) the network
-    describes e in z = mu(x) + L(x) e: r begins as that Gaussian and moves with mu and L at once.
+    A step costs no more draws than the adversary's own, whatever the dimension; but r lags behind the sampler. Where
+    that departs from a Gaussian (:class:`~avbvi.amortised.samplers.SemiImplicitSampler`) the network describes e in
+    z = mu(x) + L(x) e: r begins as that Gaussian and moves with mu and L at once.
 
     Args:
         hidden: widths of the network's layers.
@@ -128,7 +136,7 @@ class LearnedGaussianContrast(Contrast):
     def is_rebuildable(self) -> bool:
         return self.body is None and super().is_rebuildable
 
-    def build_for(self, dim: int, context_dim: int) -> None:
+    def build_for(self, dim: int, context_dim: int, sampler: Sampler) -> None:
         if self.dim is None:
             if self.body is None:
                 self.own_body = ContextNetwork(context_dim, self.hidden, self.slope)
@@ -136,12 +144,12 @@ class LearnedGaussianContrast(Contrast):
             else:
                 width = body_width(self.body, context_dim)
             self.head = GaussianHead(width, dim, self.full, 1.0, constant=True)
-        self.build(dim)
+        super().build_for(dim, context_dim, sampler)
 
     def _gaussians(self, sampler: Sampler, context: Tensor) -> Gaussians:
         """r(z | x), with a gradient to the network's parameters alone."""
         with torch.no_grad():
-            base = _departure(sampler, context)
+            base = sampler.gaussians(context) if isinstance(sampler, AmortisedSampler) else None
         inner = self.head.gaussians(self.own_body(context) if self.body is None else self.body(context))
         if base is None:
             base = Gaussians(torch.zeros_like(inner.loc), torch.full_like(inner.loc, self.start_scale))
@@ -155,23 +163,5 @@ class LearnedGaussianContrast(Contrast):
         return -self._gaussians(sampler, context).log_prob(draws.detach()).mean()
 
 
-class OwnGaussianContrast(Contrast):
-    """The Gaussian from which the sampler itself departs: of a :class:`ConditionalResidualSampler`, that of its start.
-
-    It costs no draws and is exact at the start. It follows q only as far as the sampler's own location and scale do.
-    """
-
-    @torch.no_grad()
-    def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:
-        gaussians = _departure(sampler, context)
-        if gaussians is None:
-            raise ValueError(
-                "contrast=OwnGaussianContrast() needs a sampler that departs from a Gaussian, such as "
-                f"ConditionalResidualSampler; with {type(sampler).__name__} use ConditionalGaussianContrast()"
-            )
-        return GivenGaussians(gaussians)
-
-
-def _departure(sampler: Sampler, context: Tensor) -> Gaussians | None:
-    """The Gaussians from which the sampler departs, if there are any."""
-    return sampler.gaussians(context) if isinstance(sampler, AmortisedSampler) else None
+def _has_moments(sampler: Sampler) -> bool:
+    return isinstance(sampler, AmortisedSampler) and sampler.has_moments

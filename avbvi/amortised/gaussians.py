@@ -79,13 +79,15 @@ class Gaussians:
     Args:
         loc: means (B, dim).
         scale: standard deviations (B, dim), or Cholesky factors (B, dim, dim).
+
+    ``log_det`` (B,) is the logarithm of the factors' determinants.
     """
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         self.loc, self.scale = loc, scale
         self.full = scale.dim() == 3
         diagonal = scale.diagonal(dim1=-2, dim2=-1) if self.full else scale
-        self._log_det = diagonal.log().sum(-1)
+        self.log_det = diagonal.log().sum(-1)
         self._inverse = inverse_factors(scale) if self.full else scale.reciprocal()
 
     def matrices(self) -> Tensor:
@@ -111,4 +113,4 @@ class Gaussians:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(*S, B, dim) -> (*S, B)."""
-        return standard_normal_log_prob(self.standardise(z)) - self._log_det
+        return standard_normal_log_prob(self.standardise(z)) - self.log_det

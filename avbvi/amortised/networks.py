@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..arguments import instance, integer, integers, number
 from ..parts import zero_
-from ..rng import rng_untouched
+from ..rng import rng_untouched, seeded
 
 
 def unit(slope: float | None) -> nn.Module:
@@ -203,3 +203,9 @@ def scaled_rows(noise_dim: int, dim: int, scale: float) -> nn.Linear:
         with torch.no_grad():
             linear.weight.copy_(scale * functional.normalize(torch.randn(dim, noise_dim), dim=-1))
     return linear
+
+
+def fixed_noise(draws: int, width: int) -> Tensor:
+    """Standard normal noise (draws, width) that is the same whenever it is drawn."""
+    with seeded(0):
+        return torch.randn(draws, width)

@@ -26,6 +26,7 @@ from .networks import (
     checked_noise,
     checked_slope,
     checked_smoothing,
+    fixed_noise,
     scaled_rows,
     small_positive,
 )
@@ -174,8 +175,9 @@ class NoiseBasisSampler(EncodingSampler):
 
     The v_i are small networks of noise alone, so that the moments follow from those of v
     (eq. III.2-III.3), and the full covariance just as well: C(x) = sum_i diag(a_i) Cov(v_i) diag(a_i). Mean and
-    covariance of v are estimated from ``moment_draws`` fresh draws in each call of :meth:`moments`, shared by all data.
-    A sum of many independent terms is nearly Gaussian: few bases keep q flexible.
+    covariance of v come from ``moment_draws`` draws, whose noise is drawn once at set-up and shared by all data and
+    steps: moments that jump from step to step would hide a part of KL(q, r) from the adversary. A sum of many
+    independent terms is nearly Gaussian: few bases keep q flexible.
 
     Args:
         context_dim: width of a datum's context.
@@ -183,7 +185,7 @@ class NoiseBasisSampler(EncodingSampler):
         basis_noise: width of each n_i.
         basis_hidden: widths of the hidden layers of each v_i.
         context_hidden: widths of the layers of the network of x alone.
-        moment_draws: draws of v for the moments.
+        moment_draws: number of draws of v for the moments.
         offset: a = elu(h(x) - offset) + 1, so that the noise starts at about exp(-offset).
         body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
@@ -194,6 +196,7 @@ class NoiseBasisSampler(EncodingSampler):
 
     has_moments = True
     noise_dim: int
+    moment_noise: Tensor
 
     def __init__(
         self,
@@ -218,6 +221,7 @@ class NoiseBasisSampler(EncodingSampler):
         self.noise_dim = self.bases * self.basis_noise
 
     def _build(self, dim: int) -> None:
+        self.register_buffer("moment_noise", fixed_noise(self.moment_draws, self.noise_dim))
         self.basis = BasisNetworks(self.bases, (self.basis_noise, *self.basis_hidden, dim), self.slope)
         self.location = nn.Linear(self.width, dim)
         self.coefficients = nn.Linear(self.width, self.bases * dim)
@@ -231,13 +235,9 @@ class NoiseBasisSampler(EncodingSampler):
         loc, a = self._location_and_coefficients(context)
         return loc + (self.basis(noise) * a).sum(-2)
 
-    def _basis_draws(self, like: Tensor) -> Tensor:
-        basis: Tensor = self.basis(self.sample_noise(torch.Size((self.moment_draws,)), like=like))
-        return basis
-
     def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
         loc, a = self._location_and_coefficients(context)
-        v = self._basis_draws(loc)
+        v = self.basis(self.moment_noise)
         mean = v.mean(0)
         centred = (v - mean).transpose(0, 1)
         basis_covariance = centred.mT @ centred / (len(v) - 1)
@@ -247,7 +247,7 @@ class NoiseBasisSampler(EncodingSampler):
 
     def marginal_moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
         loc, a = self._location_and_coefficients(context)
-        v = self._basis_draws(loc)
+        v = self.basis(self.moment_noise)
         return loc + (a * v.mean(0)).sum(-2), (a.square() * v.var(0)).sum(-2)
 
 
@@ -300,66 +300,3 @@ class ConditionalGaussianSampler(EncodingSampler):
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """log q(z | x), exact: (*S, B, dim) -> (*S, B)."""
         return self.gaussians(context).log_prob(z)
-
-
-class ConditionalResidualSampler(EncodingSampler):
-    """A Gaussian encoder to which a network adds shape: z = mu(x) + L(x) e, e = sqrt(1 - h^2) n + f(n, m, c) + s(c) o.
-
-    n, m and o are standard normal, c the body's features, f
-    (:class:`~avbvi.amortised.networks.InjectedNetwork`) starts at 0 and s
-    (:class:`~avbvi.amortised.networks.Smoothing`) at h: the sampler starts as the encoder of a variational autoencoder.
-    Density ratios are invariant under the map by mu and L, so that the adversary may compare e with a standard normal
-    (:class:`~avbvi.amortised.contrasts.OwnGaussianContrast`).
-
-    Args:
-        context_dim: width of a datum's context.
-        hidden: widths of the hidden layers of f.
-        extra_noise: width of m; ``None`` takes that of the latents.
-        context_hidden: widths of the layers of the network of x alone.
-        full: a full Cholesky factor L, else a diagonal one.
-        start_scale: standard deviation of the draws at the start.
-        smoothing: h, in [0, 1); 0 leaves o out.
-        body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
-        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
-
-    Raises:
-        TypeError, ValueError: as :class:`ConditionalSampler`.
-    """
-
-    def __init__(
-        self,
-        context_dim: int,
-        hidden: tuple[int, ...] = (128, 128),
-        extra_noise: int | None = None,
-        context_hidden: tuple[int, ...] = (128, 128),
-        full: bool = False,
-        start_scale: float = 0.5,
-        smoothing: float = 0.3,
-        body: nn.Module | None = None,
-        slope: float | None = None,
-    ) -> None:
-        super().__init__(context_dim, context_hidden, body, slope)
-        self.hidden = checked_layers("hidden", hidden)
-        self.extra_noise = checked_noise("extra_noise", extra_noise, 0)
-        self.full = flag("full", full)
-        self.start_scale = positive_number("start_scale", start_scale)
-        self.smoothing = checked_smoothing(smoothing)
-
-    def _build(self, dim: int) -> None:
-        self.inner_dim = dim + (dim if self.extra_noise is None else self.extra_noise)
-        self.noise_dim = self.inner_dim + (dim if self.smoothing else 0)
-        self.head = GaussianHead(self.width, dim, self.full, self.start_scale)
-        self.network = InjectedNetwork(self.inner_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
-        if self.smoothing:
-            self.smooth = Smoothing(self.width, dim, self.smoothing)
-
-    def gaussians(self, context: Tensor) -> Gaussians:
-        """mu(x) and L(x), the Gaussian at the start, of each row of the context (B, context_dim)."""
-        return self.head.gaussians(self.features(context))
-
-    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        features, inner = self.features(context), noise[..., : self.inner_dim]
-        e = math.sqrt(1.0 - self.smoothing**2) * inner[..., : self.head.dim] + self.network(inner, features)
-        if self.smoothing:
-            e = e + self.smooth(features) * noise[..., self.inner_dim :]
-        return self.head.carry(e, features)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from avbvi.amortised.contrasts import ConditionalGaussianContrast, LearnedGaussianContrast, OwnGaussianContrast
+from avbvi.amortised.contrasts import ConditionalGaussianContrast, LearnedGaussianContrast
 from avbvi.amortised.samplers import (
     AmortisedSampler,
     ConditionalGaussianSampler,
-    ConditionalResidualSampler,
     ConditionalSampler,
     NoiseBasisSampler,
 )
+from avbvi.amortised.semi_implicit import SemiImplicitSampler
 from avbvi.contrasts import Contrast, GaussianContrast, GivenContrast, MixtureContrast, PriorContrast
 from avbvi.parts import rebuild
 
@@ -74,7 +74,7 @@ def contexts() -> Tensor:
 
 
 def given(contrast: Contrast, sampler: AmortisedSampler, context: Tensor) -> GivenContrast:
-    contrast.build_for(DIM, CONTEXT_DIM)
+    contrast.build_for(DIM, CONTEXT_DIM, sampler)
     contrast.double()
     assert contrast.feature_dim == DIM
     return contrast.given(sampler, context, NormalPrior())
@@ -120,8 +120,8 @@ def test_sample_has_the_moments_of_the_density(full: bool) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_features_of_the_samplers_draws_are_standard(full: bool) -> None:
-    sampler, context, n = built(NoiseBasisSampler(CONTEXT_DIM, bases=2, offset=0.0)), contexts(), 20_000
-    sampler.moment_draws = n
+    n = 20_000
+    sampler, context = built(NoiseBasisSampler(CONTEXT_DIM, bases=2, moment_draws=n, offset=0.0)), contexts()
     with torch.no_grad():
         r = given(ConditionalGaussianContrast(full=full), sampler, context)
         features = r.features(draws_of(sampler, n, context))
@@ -152,24 +152,43 @@ def test_estimated_moments_approach_the_true_ones(full: bool) -> None:
     assert float(difference.std(0).max()) < 0.05
 
 
-def test_correlations_of_few_draws_are_shrunk_by_the_stated_share() -> None:
-    sampler, context = built(Linear(CONTEXT_DIM)), contexts()
-    n = 6
-    contrast = ConditionalGaussianContrast(full=True, draws=n, jitter=0.0)
-    contrast.build_for(DIM, CONTEXT_DIM)
-    prior = NormalPrior()
-    torch.manual_seed(3)
-    r = contrast.given(sampler, context, prior)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        z = draws_of(sampler, n, context)
+@pytest.mark.parametrize("full", [False, True])
+def test_moments_come_from_one_noise_with_correlations_shrunk_by_the_stated_share(full: bool) -> None:
+    sampler, context, n = built(Linear(CONTEXT_DIM)), contexts(), 6
+    contrast = ConditionalGaussianContrast(full=full, draws=n, jitter=0.0)
+    r = given(contrast, sampler, context)
+    assert contrast.noise.shape == (n, DIM)
+    z = torch.stack([sampler(contrast.noise, context[b].expand(n, -1)) for b in range(BATCH)], 1).detach()
     expected = []
     for b in range(BATCH):
         covariance = torch.cov(z[:, b].mT)
-        share = DIM / (n + DIM)
+        share = DIM / (n + DIM) if full else 1.0
         expected.append((1.0 - share) * covariance + share * torch.diag(covariance.diagonal()))
     reference = MultivariateNormal(z.mean(0), torch.stack(expected))
     torch.testing.assert_close(r.log_prob(z), reference.log_prob(z))
+    # r is a function of x alone: neither a second time nor in another minibatch does it change.
+    other = contrast.given(sampler, context.flip(0), NormalPrior())
+    assert torch.equal(other.log_prob(z.flip(1)).flip(1), r.log_prob(z))
+
+
+@pytest.mark.parametrize("make", [NoiseBasisSampler, SemiImplicitSampler])
+def test_analytic_moments_do_not_change_from_call_to_call(make: Any) -> None:
+    sampler, context, z = built(make(CONTEXT_DIM)), contexts(), torch.randn(7, BATCH, DIM)
+    contrast = ConditionalGaussianContrast()
+    before = torch.get_rng_state()
+    r = given(contrast, sampler, context)
+    assert not hasattr(contrast, "noise")
+    again = contrast.given(sampler, context.flip(0), NormalPrior()).log_prob(z.flip(1)).flip(1)
+    torch.testing.assert_close(again, r.log_prob(z))
+    torch.randn(3)
+    torch.set_rng_state(before)
+    # Another sampler of the class, with the same weights, has the same ones.
+    twin = make(CONTEXT_DIM)
+    twin.build(DIM)
+    twin.double()
+    weights = {k: v for k, v in sampler.state_dict().items() if k != "moment_noise"}
+    assert set(twin.load_state_dict(weights, strict=False).missing_keys) == {"moment_noise"}
+    torch.testing.assert_close(contrast.given(twin, context, NormalPrior()).log_prob(z), r.log_prob(z))
 
 
 @pytest.mark.parametrize("dim", [1, 3, 40])
@@ -177,7 +196,7 @@ def test_fewer_draws_than_coordinates_give_a_density(dim: int) -> None:
     sampler = ConditionalSampler(CONTEXT_DIM)
     sampler.build(dim)
     contrast = ConditionalGaussianContrast(full=True, draws=2)
-    contrast.build_for(dim, CONTEXT_DIM)
+    contrast.build_for(dim, CONTEXT_DIM, sampler)
     context = contexts()
     r = contrast.given(sampler, context, NormalPrior())
     z = draws_of(sampler, 2, context)
@@ -186,20 +205,15 @@ def test_fewer_draws_than_coordinates_give_a_density(dim: int) -> None:
 
 
 def test_draws_unless_told() -> None:
-    shapes = []
-
-    class Counting(Linear):
-        def sample_noise(self, shape: torch.Size, *, like: Tensor) -> Tensor:
-            shapes.append(tuple(shape))
-            return super().sample_noise(shape, like=like)
-
-    for dim in (1, 10, 100):
-        sampler = Counting(CONTEXT_DIM)
+    before = torch.get_rng_state()
+    for dim, draws in ((1, 64), (10, 80), (100, 256)):
+        sampler = Linear(CONTEXT_DIM)
         sampler.build(dim)
+        torch.set_rng_state(before)
         contrast = ConditionalGaussianContrast(full=False)
-        contrast.build_for(dim, CONTEXT_DIM)
-        contrast.given(sampler, contexts(), NormalPrior())
-    assert shapes == [(64, BATCH), (160, BATCH), (512, BATCH)]
+        contrast.build_for(dim, CONTEXT_DIM, sampler)
+        assert contrast.noise.shape == (draws, dim)
+        assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -230,7 +244,8 @@ def contrasts() -> list[tuple[Contrast, AmortisedSampler]]:
         (ConditionalGaussianContrast(full=True), ConditionalSampler(CONTEXT_DIM)),
         (LearnedGaussianContrast(full=True), ConditionalSampler(CONTEXT_DIM)),
         (LearnedGaussianContrast(full=False), ConditionalSampler(CONTEXT_DIM)),
-        (OwnGaussianContrast(), ConditionalResidualSampler(CONTEXT_DIM, full=True)),
+        (ConditionalGaussianContrast(), SemiImplicitSampler(CONTEXT_DIM)),
+        (LearnedGaussianContrast(), SemiImplicitSampler(CONTEXT_DIM)),
         (PriorContrast(), ConditionalSampler(CONTEXT_DIM)),
     ]
 
@@ -267,7 +282,7 @@ def test_gradient_reaches_the_point_alone(index: int) -> None:
 # -- learned ---------------------------------------------------------------------------------------------
 
 
-SAMPLERS = pytest.mark.parametrize("make", [ConditionalSampler, ConditionalResidualSampler])
+SAMPLERS = pytest.mark.parametrize("make", [ConditionalSampler, SemiImplicitSampler])
 
 
 @SAMPLERS
@@ -291,11 +306,11 @@ def test_the_learned_contrast_loses_the_negative_log_likelihood(make: Any) -> No
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("base_full", [False, True])
 def test_the_learned_contrast_starts_at_the_samplers_gaussian(full: bool, base_full: bool) -> None:
-    sampler, context = built(ConditionalResidualSampler(CONTEXT_DIM, full=base_full)), contexts()
+    sampler, context = built(SemiImplicitSampler(CONTEXT_DIM, full=base_full)), contexts()
     contrast = LearnedGaussianContrast(full=full)
     z = torch.randn(5, BATCH, DIM)
-    own = given(OwnGaussianContrast(), sampler, context)
-    torch.testing.assert_close(given(contrast, sampler, context).log_prob(z), own.log_prob(z))
+    own = sampler.gaussians(context)
+    torch.testing.assert_close(given(contrast, sampler, context).log_prob(z), own.log_prob(z).detach())
     # Away from the start it is the Gaussian of loc + L e.
     with torch.no_grad():
         for p in contrast.parameters():
@@ -316,7 +331,7 @@ def test_the_learned_contrast_finds_the_moments() -> None:
     with torch.no_grad():
         sampler.location.weight.mul_(0.5)
     contrast = LearnedGaussianContrast(hidden=(48,))
-    contrast.build_for(DIM, CONTEXT_DIM)
+    contrast.build_for(DIM, CONTEXT_DIM, sampler)
     contrast.double()
     steps = 600
     optimiser = torch.optim.Adam(contrast.parameters(), lr=1e-2)
@@ -336,10 +351,10 @@ def test_the_learned_contrast_finds_the_moments() -> None:
 
 
 def test_contrasts_that_are_not_learned_lose_nothing() -> None:
-    context = contexts()
-    for contrast in (ConditionalGaussianContrast(), OwnGaussianContrast(), PriorContrast()):
-        contrast.build_for(DIM, CONTEXT_DIM)
-        assert contrast.loss(torch.randn(2, BATCH, DIM), context, ConditionalSampler(CONTEXT_DIM)) is None
+    context, sampler = contexts(), built(ConditionalSampler(CONTEXT_DIM))
+    for contrast in (ConditionalGaussianContrast(), PriorContrast()):
+        contrast.build_for(DIM, CONTEXT_DIM, sampler)
+        assert contrast.loss(torch.randn(2, BATCH, DIM), context, sampler) is None
 
 
 def test_a_users_body_takes_the_place_of_the_learned_contrasts_layers() -> None:
@@ -355,26 +370,15 @@ def test_a_users_body_takes_the_place_of_the_learned_contrasts_layers() -> None:
 # -- the others ------------------------------------------------------------------------------------------
 
 
-def test_own_gaussian_is_the_residual_samplers() -> None:
-    sampler, context = ConditionalResidualSampler(CONTEXT_DIM, full=True, smoothing=0.0), contexts()
-    sampler.build(DIM)
-    sampler.double()
-    r = given(OwnGaussianContrast(), sampler, context)
-    noise = sampler.sample_noise(torch.Size((5, BATCH)), like=context)
-    # The sampler starts at its Gaussian, so that what the adversary sees is the noise itself.
-    torch.testing.assert_close(r.features(sampler(noise, context)), noise[..., :DIM])
-    gaussians = sampler.gaussians(context)
-    expected = MultivariateNormal(gaussians.loc, scale_tril=gaussians.scale)
-    z = torch.randn(5, BATCH, DIM)
-    torch.testing.assert_close(r.log_prob(z), expected.log_prob(z).detach())
-    with pytest.raises(ValueError, match="with ConditionalSampler use ConditionalGaussianContrast"):
-        given(OwnGaussianContrast(), built(ConditionalSampler(CONTEXT_DIM)), context)
-
-
 def test_the_prior_contrast_is_the_prior() -> None:
-    contrast, context, prior = PriorContrast(), contexts(), NormalPrior()
-    contrast.build_for(DIM, CONTEXT_DIM)
-    r = contrast.given(built(ConditionalSampler(CONTEXT_DIM)), context, prior)
+    contrast, sampler, context, prior = (
+        PriorContrast(),
+        built(ConditionalSampler(CONTEXT_DIM)),
+        contexts(),
+        NormalPrior(),
+    )
+    contrast.build_for(DIM, CONTEXT_DIM, sampler)
+    r = contrast.given(sampler, context, prior)
     z = torch.randn(5, BATCH, DIM)
     assert torch.equal(r.log_prob(z), prior.density.log_prob(z))
     assert r.features(z) is z
@@ -395,25 +399,21 @@ def test_contrasts_of_one_posterior_refuse_a_context(contrast: Contrast) -> None
     [
         ConditionalGaussianContrast(full=False, draws=9, jitter=0.5),
         LearnedGaussianContrast(hidden=(5,), full=False, start_scale=0.25, slope=0.1),
-        OwnGaussianContrast(),
     ],
 )
 def test_a_contrast_is_made_again_from_its_configuration(contrast: Contrast) -> None:
-    contrast.build_for(DIM, CONTEXT_DIM)
+    sampler, context = built(ConditionalSampler(CONTEXT_DIM)), contexts()
+    r = given(contrast, sampler, context)
     assert contrast.is_rebuildable
     configuration = json.loads(json.dumps(contrast.configuration()))
     again = rebuild(configuration)
     assert isinstance(again, type(contrast))
-    again.build_for(DIM, CONTEXT_DIM)
+    again.build_for(DIM, CONTEXT_DIM, sampler)
+    again.double()
     assert json.loads(json.dumps(again.configuration())) == configuration
     again.load_state_dict(contrast.state_dict())
-    sampler, context = built(ConditionalResidualSampler(CONTEXT_DIM)), contexts()
     z = torch.randn(2, BATCH, DIM)
-    densities = []
-    for part in (contrast, again):
-        torch.manual_seed(3)
-        densities.append(part.double().given(sampler, context, NormalPrior()).log_prob(z))
-    assert torch.equal(*densities)
+    assert torch.equal(again.given(sampler, context, NormalPrior()).log_prob(z), r.log_prob(z))
 
 
 @pytest.mark.parametrize(

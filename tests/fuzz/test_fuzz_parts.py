@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import avbvi
-from avbvi.amortised import adversaries, contrasts, convolutional, samplers
+from avbvi.amortised import adversaries, contrasts, convolutional, samplers, semi_implicit
 from tests.fuzz import cases
 from tests.fuzz.cases import check
 
@@ -170,14 +170,14 @@ CONSTRUCTORS += [
         },
     ),
     (
-        of_six(samplers.ConditionalResidualSampler),
-        {"hidden": (4,), "extra_noise": 0, "full": True, "smoothing": np.float32(0.25)},
+        of_six(semi_implicit.SemiImplicitSampler),
+        {"hidden": (4,), "extra_noise": 3, "full": True, "limit": np.float32(0.25), "moment_draws": 2},
         {
             "context_dim": COUNT,
-            "extra_noise": optional(FROM_0),
+            "extra_noise": WIDTH,
             "full": cases.NO_FLAG,
-            "start_scale": POSITIVE,
-            "smoothing": SHARE,
+            "moment_draws": cases.no_integer_from(2),
+            **dict.fromkeys(("start_scale", "limit"), POSITIVE),
             **dict.fromkeys(("hidden", "context_hidden"), cases.NO_WIDTHS),
             **BODY,
         },
