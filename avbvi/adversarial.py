@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .gradients import GradientBound
 from .guides import AVBGuide
@@ -27,6 +27,8 @@ class AdversaryTrainer:
         self.optimiser = torch.optim.Adam(guide.adversary_parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
         self.average: dict[str, Tensor] = {}
         self.bound = GradientBound()
+        #: The model's own parameters, by their names in Pyro's store, that outer steps have moved.
+        self.met: set[str] = set()
 
     def begin(self, guide: AVBGuide, batch: int, pretrain_steps: int) -> None:
         """Fit the contrast to the sampler from scratch and give the adversary a head start."""
@@ -57,8 +59,12 @@ class AdversaryTrainer:
         with torch.enable_grad():
             t = adversary(features, hint)
             loss = adversary.objective.loss(t[:batch], t[batch:])
-            parameters = guide.adversary_parameters()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        self._move(guide, loss, factor)
+
+    def _move(self, guide: AVBGuide, loss: Tensor, factor: float) -> None:
+        """One step down the adversary's loss, unless its gradient is not finite."""
+        parameters = guide.adversary_parameters()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         if not self.bound.apply([g for g in gradients if g is not None]):
             guide.skipped_steps += 1
             return
@@ -72,16 +78,22 @@ class AdversaryTrainer:
         for p in parameters:
             p.grad = None
 
+    def _averaged(self, guide: AVBGuide) -> dict[str, nn.Parameter]:
+        return dict(guide.part("sampler").named_parameters())
+
+    def meet(self, guide: AVBGuide) -> None:
+        """Told that the outer step has its gradients."""
+
     @torch.no_grad()
     def update_average(self, guide: AVBGuide, decay: float) -> None:
         """Exponential moving average of the sampler's weights, from which the final draws come."""
-        for name, p in guide.part("sampler").named_parameters():
+        for name, p in self._averaged(guide).items():
             self.average.setdefault(name, p.detach().clone()).lerp_(p, 1.0 - decay)
 
     @torch.no_grad()
     def load_average(self, guide: AVBGuide) -> None:
         """Give the sampler the averaged weights."""
-        for name, p in guide.part("sampler").named_parameters():
+        for name, p in self._averaged(guide).items():
             if name in self.average:
                 p.copy_(self.average[name])
 
@@ -91,6 +103,7 @@ class AdversaryTrainer:
             "optimiser": self.optimiser.state_dict(),
             "average": dict(self.average),
             "bound": self.bound.state_dict(),
+            "met": sorted(self.met),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,6 +112,7 @@ class AdversaryTrainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.average = state["average"]
         self.bound.load_state_dict(state["bound"])
+        self.met = set(state["met"])
 
 
 @torch.no_grad()

@@ -1,11 +1,26 @@
-"""Annealing of a model and its guides by the same inverse temperature."""
+"""Annealing of a model and its guides by the same inverse temperature, and of single sites."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 
 from .guides import AVBGuide
 from .targets import Model
+
+
+class ScaledSites(Messenger):
+    """Multiplies the log-densities of single sites: a dict of site name to positive factor."""
+
+    def __init__(self, factors: dict[str, float]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.factors:
+            msg["scale"] = self.factors[msg["name"]] * msg["scale"]
 
 
 class Annealed:
@@ -15,9 +30,16 @@ class Annealed:
         self.model, self.guides, self.beta = model, guides, beta
 
     def __enter__(self) -> Model | None:
+        factors: dict[str, float] = {}
         for g in self.guides:
             g._beta = self.beta
-        return self.model if self.beta == 1.0 or self.model is None else poutine.scale(self.model, scale=self.beta)
+            factors |= g.site_scales
+        model = self.model
+        if model is None:
+            return None
+        if factors:
+            model = ScaledSites(factors)(model)
+        return model if self.beta == 1.0 else poutine.scale(model, scale=self.beta)
 
     def __exit__(self, *exception: object) -> None:
         for g in self.guides:

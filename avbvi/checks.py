@@ -116,21 +116,27 @@ def _check_data(trace: poutine.Trace) -> None:
             )
 
 
-def check_sampler(sampler: Sampler, base_dim: int, like: Tensor) -> None:
-    """Raise unless the sampler gives finite draws (2, base_dim) with the dtype of ``like`` and a gradient."""
+def check_sampler(sampler: Sampler, base_dim: int, like: Tensor, *, context: Tensor | None = None) -> None:
+    """Raise unless the sampler gives finite draws with the dtype of ``like`` and a gradient.
+
+    Their shape is (2, base_dim), and (2, B, base_dim) of a context (B, context_dim).
+    """
     trainable = [p for p in sampler.parameters() if p.requires_grad]
+    batch = (2,) if context is None else (2, len(context))
     with torch.enable_grad(), seeded(0):
-        noise = sampler.sample_noise(torch.Size((2,)), like=like)
-        shape = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        noise = sampler.sample_noise(torch.Size(batch), like=like)
+        shape = f"{tuple(noise.shape)}" if isinstance(noise, Tensor) else type(noise).__name__
+        if context is not None:
+            shape += f" and context {tuple(context.shape)}"
         try:
-            draws = sampler(noise)
+            draws = sampler(noise) if context is None else sampler(noise, context)
         except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(f"sampler failed on noise of shape {shape}: {error}") from error
     if not isinstance(draws, Tensor):
         raise TypeError(f"sampler must return a torch.Tensor, found {type(draws).__name__}")
-    if tuple(draws.shape) != (2, base_dim):
+    if tuple(draws.shape) != (*batch, base_dim):
         raise ValueError(
-            f"sampler must map noise {shape} to (2, {base_dim}), one coordinate per "
+            f"sampler must map noise {shape} to {(*batch, base_dim)}, one coordinate per "
             f"unconstrained latent of the model; found {tuple(draws.shape)}"
         )
     if draws.dtype != like.dtype:
@@ -169,8 +175,8 @@ def check_plates(trace: poutine.Trace) -> None:
             if frame.full_size is not None and frame.full_size != frame.size:
                 raise ModelError(
                     f"site {name!r} lies in plate {frame.name!r}, which subsamples {frame.size} of "
-                    f"{frame.full_size}: its values would be taken for global latents. Use the whole plate; "
-                    "amortised guides for such models are not supported by this version"
+                    f"{frame.full_size}: its values would be taken for global latents. Use the whole plate, or "
+                    "AVBGuide(sampler=...) with a sampler that takes the data as context"
                 )
 
 

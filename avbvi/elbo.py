@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
 from .adversarial import AdversaryTrainer
+from .amortised.guide import AmortisedAVBGuide
+from .amortised.training import AmortisedTrainer
 from .annealing import Annealed
 from .arguments import flag, instance, integer, positive_integer, positive_number
-from .checks import check_density
 from .diagnostics import choose_stage
 from .errors import NonFiniteError
 from .gradients import GradientBound, explain_non_finite, with_gradient
@@ -30,6 +35,8 @@ from .targets import Model
 from .trunk_stage import TrunkStage
 
 MOST_SKIPPED_IN_A_ROW = 50
+#: Draws in the outer step by default; for each datum, where the guide is amortised.
+PARTICLES, PARTICLES_PER_DATUM = 512, 1
 WARM_UP_STEPS = 100
 #: Where ``AdversarialELBO.state_dict`` keeps what belongs to no single guide.
 LOSS = "loss"
@@ -52,10 +59,11 @@ class AdversarialELBO(ELBO):
         elbo: the ELBO of the outer step; by default ``Trace_ELBO(num_particles,
             vectorize_particles=vectorize_particles)``. ``TraceEnum_ELBO`` sums out enumerated latents.
         steps: number of training calls to come.
-        num_particles: draws in the outer step (512).
+        num_particles: draws in the outer step; by default 512, and with an amortised guide one for each datum.
         vectorize_particles: run the model once for all draws, inside an outer plate.
         adversary_steps: adversary steps per outer step.
-        adversary_batch: draws of q and of r in each adversary step; half of ``num_particles`` by default.
+        adversary_batch: draws of q and of r in each adversary step; half of ``num_particles`` by default. With an
+            amortised guide they are draws for each datum, by default as many as ``num_particles``.
         adversary_lr: learning rate of the adversary's Adam (betas 0.5, 0.999).
         pretrain_steps: adversary steps before the sampler's first.
         schedule: division of the run.
@@ -96,7 +104,8 @@ class AdversarialELBO(ELBO):
         if schedule is not None:
             instance("schedule", schedule, Schedule, "a Schedule")
         vectorize = True if vectorize_particles is None else flag("vectorize_particles", vectorize_particles)
-        self.elbo = elbo or Trace_ELBO(num_particles=num_particles or 512, vectorize_particles=vectorize)
+        self.elbo = elbo or Trace_ELBO(num_particles=num_particles or PARTICLES, vectorize_particles=vectorize)
+        self.num_particles: int
         super().__init__(
             num_particles=self.elbo.num_particles,
             vectorize_particles=self.elbo.vectorize_particles,
@@ -107,6 +116,8 @@ class AdversarialELBO(ELBO):
         self.adversary_lr = adversary_lr
         self.pretrain_steps = pretrain_steps
         self.schedule = schedule or Schedule()
+        self._given_particles = elbo is not None or num_particles is not None
+        self._given_batch = adversary_batch
         self.adversary_batch = adversary_batch or max(self.elbo.num_particles // 2, 64)
         #: For runs by the clock, and for those whose ``steps`` a stopping rule decides on (set by ``fit``).
         self.clock: Clock | None = None
@@ -119,6 +130,7 @@ class AdversarialELBO(ELBO):
         self._bound = GradientBound()
         #: By what all learning rates are multiplied (lowered by ``fit`` when it has to roll back).
         self.caution = 1.0
+        self._last_guide: weakref.ref[Any] | None = None
         #: Inverse temperature of the last training call.
         self.beta = 1.0
         #: Called with a guide whose trunk is about to be frozen.
@@ -137,15 +149,46 @@ class AdversarialELBO(ELBO):
             "schedule": asdict(self.schedule),
         }
 
+    def adapt(self, guide: Any) -> None:
+        """Set the numbers of draws that were left open to this guide's defaults; done on the first call otherwise.
+
+        Raises:
+            TypeError: the guide holds no AVBGuide.
+        """
+        amortised = any(g.is_amortised for g in _avb_guides(guide))
+        if not self._given_particles:
+            particles = PARTICLES_PER_DATUM if amortised else PARTICLES
+            if particles != self.num_particles:
+                self.num_particles = self.elbo.num_particles = particles
+                self.elbo.max_plate_nesting = math.inf  # the plate over draws has come or gone
+        default = self.num_particles if amortised else max(self.num_particles // 2, 64)
+        self.adversary_batch = self._given_batch or default
+
     # -- the outer optimiser ------------------------------------------------------------------------
 
     def lr_factor(self) -> float:
         """Learning rate of the current training call relative to its start."""
         return self.caution * self._factor
 
-    def optimizer(self, lr: float = 2e-3) -> PyroOptim:
-        """Adam (betas 0.5, 0.999) for ``SVI``, its rate decaying by this ELBO's schedule."""
-        return PyroOptim(partial(ScheduledAdam, factor=self.lr_factor), {"lr": lr})
+    def optimizer(self, lr: float = 2e-3, model_lr: float | None = None) -> PyroOptim:
+        """Adam (betas 0.5, 0.999) for ``SVI``, its rate decaying by this ELBO's schedule.
+
+        ``model_lr`` is the rate of the model's own parameters, those of a decoder, say; by default it is ``lr``.
+        """
+        lr = positive_number("lr", lr)
+        model_lr = lr if model_lr is None else positive_number("model_lr", model_lr)
+
+        def rate(name: str) -> dict[str, float]:
+            return {"lr": lr if self._is_of_guide(name) else model_lr}
+
+        return PyroOptim(partial(ScheduledAdam, factor=self.lr_factor), {"lr": lr} if lr == model_lr else rate)
+
+    def _is_of_guide(self, name: str) -> bool:
+        """Whether a parameter, by its normal name in Pyro's store, belongs to the guide of the last call."""
+        guide = None if self._last_guide is None else self._last_guide()
+        own = {id(p) for p in guide.parameters()} if guide is not None else set()
+        stored = {normalize_param_name(key): p for key, p in pyro.get_param_store().named_parameters()}
+        return id(stored.get(name)) in own
 
     # -- Pyro's ELBO interface ------------------------------------------------------------------------
 
@@ -198,6 +241,8 @@ class AdversarialELBO(ELBO):
                 loss = float(value.detach())
             else:
                 loss = self.elbo.loss_and_grads(annealed, guide, *args, **kwargs)
+        for g in guides:
+            self._trainer(g).meet(g)
         gradients = with_gradient(guide)
         finite = math.isfinite(float(loss)) and self._bound.apply([p.grad for p in gradients if p.grad is not None])
         if not finite:
@@ -222,7 +267,9 @@ class AdversarialELBO(ELBO):
         The target is the same joint density; evaluating it directly spares the traces and shares log p with
         the adversary's hint.
         """
-        if type(self.elbo) is not Trace_ELBO or not self.vectorize_particles or not isinstance(guide, AVBGuide):
+        if type(self.elbo) is not Trace_ELBO or not self.vectorize_particles:
+            return False
+        if not isinstance(guide, AVBGuide) or guide.is_amortised:
             return False
         target = guide.target()
         return target is not None and not target.has_parameters and not target.enumerated
@@ -257,6 +304,8 @@ class AdversarialELBO(ELBO):
 
     def _ready(self, model: Model, guide: Any, args: Any, kwargs: Any) -> list[AVBGuide]:
         guides = _avb_guides(guide)
+        self.adapt(guide)
+        self._last_guide = weakref.ref(poutine.unwrap(guide))
         for g in guides:
             if g.prototype_trace is None and self.steps is None and self.clock is None:
                 g.use_affine_trunk()
@@ -265,7 +314,7 @@ class AdversarialELBO(ELBO):
             target = g.bind(model, args, kwargs, vectorize=self.vectorize_particles)
             if not bool(g.started):
                 if target is not None:
-                    check_density(target, g.anchor)
+                    g.check(target)
                 g.start(target)
         if self.elbo.max_plate_nesting == math.inf and (
             self.elbo.vectorize_particles or isinstance(self.elbo, TraceEnum_ELBO)
@@ -284,13 +333,18 @@ class AdversarialELBO(ELBO):
         outer = self.elbo.vectorize_particles and self.elbo.num_particles > 1
         self.elbo.max_plate_nesting = target.max_plate_nesting + int(outer)
 
-    def _training(self, model: Model, guides: list[AVBGuide], args: Any, kwargs: Any) -> Any:
+    @contextmanager
+    def _training(self, model: Model, guides: list[AVBGuide], args: Any, kwargs: Any) -> Iterator[Any]:
         """Stage, adversary steps and annealing of one training call; a context that gives the annealed model."""
-        beta = 1.0
-        for g in guides:
-            beta = self._advance(g)
-        self.beta = beta
-        return Annealed(model, guides, beta)
+        self.beta = 1.0
+        with ExitStack() as calls:
+            for g in guides:
+                if isinstance(g, AmortisedAVBGuide):
+                    calls.enter_context(g.training_call(args, kwargs))
+                    self._advance_amortised(g)
+                else:
+                    self.beta = self._advance(g)
+            yield calls.enter_context(Annealed(model, guides, self.beta))
 
     def progress(self, guide: AVBGuide) -> float:
         """Share of the run that is done, in [0, 1]; 0 where no length is known."""
@@ -336,6 +390,23 @@ class AdversarialELBO(ELBO):
         guide.comparison = None
         return beta
 
+    def _advance_amortised(self, guide: AmortisedAVBGuide) -> None:
+        """Train an amortised guide's adversary on the minibatch of this call; there are no stages."""
+        if self.steps is not None and self.clock is None and int(guide.step_count) >= self.steps:
+            self._factor = 0.0  # the run is over
+            return
+        timed = self.steps is not None or self.clock is not None
+        done = self._progress_of_training(guide) if timed else 0.0
+        guide.set_kl_weight(self.schedule.kl_weight(done) if timed else 1.0)
+        trainer = self._trainer(guide)
+        trainer.meet(guide)
+        if not int(guide.adversarial_steps):
+            trainer.begin(guide, self.adversary_batch, self.pretrain_steps)
+        self._follow_schedule(guide, done, timed)
+        for _ in range(self.adversary_steps):
+            trainer.step(guide, self.adversary_batch, self.caution * self._adversary_factor)
+        guide.step_count += 1
+
     def _follow_schedule(self, guide: AVBGuide, done: float, timed: bool) -> None:
         """Learning rates, average of the sampler's weights and polish at a point of the adversarial stage."""
         guide.adversarial_steps += 1
@@ -370,7 +441,8 @@ class AdversarialELBO(ELBO):
 
     def _trainer(self, guide: AVBGuide) -> AdversaryTrainer:
         if guide not in self._trainers:
-            trainer = AdversaryTrainer(guide, self.adversary_lr)
+            kind = AmortisedTrainer if guide.is_amortised else AdversaryTrainer
+            trainer = kind(guide, self.adversary_lr)
             state = self._waiting.pop(guide._pyro_name, None)
             if state is None and len(self._waiting) == 1 and not self._trainers:
                 # The only state for the only guide, whose name differs from process to process.
@@ -382,6 +454,8 @@ class AdversarialELBO(ELBO):
 
     def finish(self, guide: AVBGuide) -> None:
         """Keep the better of the trunk and the adversarial stage; called after the last of ``steps``."""
+        if guide.is_amortised:
+            return
         target = guide.target()
         if guide.is_adversarial and guide.part("trunk").is_trainable and target is not None:
             comparison = choose_stage(guide, target)

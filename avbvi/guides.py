@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -16,11 +16,10 @@ from torch.func import functional_call
 
 from .adversaries import Adversary, Hint, ResidualAdversary
 from .arguments import function, instance, real_tensor
-from .checks import check_latents, check_plates, check_sampler, check_size
+from .checks import check_density, check_latents, check_plates, check_sampler, check_size
 from .contrasts import Contrast, MixtureContrast, PriorContrast
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
-from .errors import ModelError
 from .layout import LatentLayout
 from .rng import seeded
 from .samplers import ResidualSampler, Sampler, as_sampler
@@ -41,7 +40,8 @@ class AVBGuide(AutoContinuous):
     """Adversarial variational guide: z = trunk(sampler(noise)), its density learned by an adversary.
 
     A guide like any of Pyro's autoguides: use it with ``SVI``, ``Predictive``, ``AutoGuideList``. Train
-    it with :class:`~avbvi.AdversarialELBO`, or leave all to :func:`~avbvi.fit`.
+    it with :class:`~avbvi.AdversarialELBO`, or leave all to :func:`~avbvi.fit`. A sampler that takes a context makes
+    it an :class:`~avbvi.amortised.AmortisedAVBGuide`, over the plate in which the model's latents live.
 
     Args:
         model: a Pyro model, or a :class:`~avbvi.LogDensity`.
@@ -50,13 +50,27 @@ class AVBGuide(AutoContinuous):
             first and then frozen; with a sampler of your own an affine map, so that your sampler is returned.
         contrast: the density that the adversary compares the sampler with.
         adversary: the network that learns log q - log r.
+        context: (amortised) function of the model's arguments that gives the data's context; by default the first.
         name: prefix of the guide's entries in Pyro's parameter store; unique by default.
 
     Raises:
         ModelError: (at set-up) no continuous latents, a discrete latent that is neither enumerated nor
             hidden, latents that come and go, latents in a subsampled plate.
-        ValueError: (at set-up) a part was built for another width, or the sampler's output is not ``dim`` wide.
+        ValueError: a context without a sampler that takes one;
+            (at set-up) a part was built for another width, or the sampler's output is not ``dim`` wide.
     """
+
+    #: Whether there is one posterior for each datum, of the data as context.
+    is_amortised: ClassVar[bool] = False
+
+    def __new__(cls, *args: Any, sampler: Any = None, **kwargs: Any) -> AVBGuide:
+        if cls is AVBGuide and getattr(sampler, "context_dim", None) is not None:
+            # The package builds on this module.
+            from .amortised.guide import AmortisedAVBGuide
+
+            cls = AmortisedAVBGuide
+        guide: AVBGuide = super().__new__(cls)
+        return guide
 
     def __init__(
         self,
@@ -66,9 +80,15 @@ class AVBGuide(AutoContinuous):
         trunk: Trunk | None = None,
         contrast: Contrast | None = None,
         adversary: Adversary | None = None,
+        context: Callable[..., Any] | None = None,
         name: str | None = None,
     ) -> None:
         function("model", model)
+        if context is not None and not self.is_amortised:
+            raise ValueError(
+                "context is what an amortised guide's sampler sees of the data, and this sampler takes none; give one "
+                "with a context_dim, or leave context out"
+            )
         if name is not None:
             instance("name", name, str, "a string")
         super().__init__(model, init_loc_fn=init_to_median)
@@ -150,6 +170,11 @@ class AVBGuide(AutoContinuous):
         """Parameters that only the adversary's own optimiser may move."""
         return list(self.part("adversary").parameters())
 
+    @property
+    def site_scales(self) -> dict[str, float]:
+        """Factors of the terms of the model's latent sites in this training call, where they are not 1."""
+        return {}
+
     # -- set-up -----------------------------------------------------------------------------------
 
     def setup(self, *args: Any, **kwargs: Any) -> AVBGuide:
@@ -173,8 +198,6 @@ class AVBGuide(AutoContinuous):
         check_plates(self.prototype_trace)
         self.layout = LatentLayout.from_trace(self.prototype_trace)
         check_size(self.layout.dim)
-        if self.part("sampler").context_dim is not None:
-            raise ModelError("sampler takes a context: amortised guides are not supported by this version")
         self._check_name()
         like = self._init_loc()
         trunk = self.part("trunk")
@@ -233,6 +256,10 @@ class AVBGuide(AutoContinuous):
         if (args or kwargs) and self._target.args is not args:
             self._target = self._target.with_arguments(args, kwargs)
         return self._target
+
+    def check(self, target: UnconstrainedTarget) -> None:
+        """Raise if the target's log-density is not fit to be searched and fitted."""
+        check_density(target, self.anchor)
 
     @torch.no_grad()
     def start(self, target: UnconstrainedTarget | None, effort: Effort | None = None) -> None:

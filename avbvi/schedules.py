@@ -18,6 +18,8 @@ from .stopping import Stopping
 ADVERSARIAL_STEP_COST = 4.0
 #: Runs that a stopping rule ends: steps of annealing, and of decay as a share of those before it.
 ANNEAL_STEPS = 1000
+#: Pyro takes no weight of zero.
+LEAST_KL_WEIGHT = 1e-3
 DECAY_SHARE = 0.25
 
 
@@ -41,6 +43,7 @@ class Schedule:
         decay: cosine decay of the learning rates to zero within each stage.
         average: decay of the moving average of the sampler's weights that the final sampler takes.
         adversary_floor: least learning rate of the adversary before the polish, relative to its start.
+        kl_warm_up: share of an amortised guide's run in which the weight of log q(z | x) - log p(z) rises to 1.
 
     Raises:
         TypeError: a share that is no number.
@@ -57,6 +60,7 @@ class Schedule:
     decay: bool = True
     average: float = 0.999
     adversary_floor: float = 0.1
+    kl_warm_up: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -69,12 +73,13 @@ class Schedule:
             "polish",
             "average",
             "adversary_floor",
+            "kl_warm_up",
         ):
             number(f"Schedule({name}=...)", getattr(self, name))
         flag("Schedule(decay=...)", self.decay)
         if not 0.0 <= self.trunk <= 1.0:
             raise ValueError(f"Schedule(trunk=...) must be in [0, 1], found {self.trunk}")
-        for name in ("race", "race_floor", "anneal", "polish", "average", "adversary_floor"):
+        for name in ("race", "race_floor", "anneal", "polish", "average", "adversary_floor", "kl_warm_up"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"Schedule({name}=...) must be in [0, 1), found {getattr(self, name)}")
         if not self.settle >= 0.0:
@@ -93,6 +98,10 @@ class Schedule:
         if stage_progress >= self.anneal:
             return 1.0
         return self.beta_start + (1.0 - self.beta_start) * stage_progress / self.anneal
+
+    def kl_weight(self, progress: float) -> float:
+        """Weight of log q(z | x) - log p(z) at a point of an amortised guide's run, in (0, 1]."""
+        return min(max(progress, LEAST_KL_WEIGHT) / self.kl_warm_up, 1.0) if self.kl_warm_up else 1.0
 
     def factor(self, progress: float) -> float:
         """Learning rate relative to its start: half a cosine down to zero."""
