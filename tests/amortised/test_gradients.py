@@ -1,0 +1,190 @@
+"""The amortised guide's gradients against hand-derived ones with the same noise, and minibatches against all data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from avbvi import AdversarialELBO, Schedule
+from tests.amortised.known import LinearGaussian, exact_guide
+
+EXACT = {"atol": 1e-9, "rtol": 1e-9}
+
+
+@pytest.fixture(autouse=True)
+def float64() -> None:
+    """Double precision, so that identities hold to rounding."""
+    torch.set_default_dtype(torch.float64)
+
+
+def outer_noise(guide: Any, particles: int, *, vectorize: bool) -> Tensor:
+    """The noise of the last outer step (S, B, dim): the sampler is asked for it last."""
+    noises = guide.part("sampler").noises
+    return noises[-1].reshape(particles, *noises[-1].shape[-2:]) if vectorize else torch.stack(noises[-particles:])
+
+
+@pytest.mark.parametrize("vectorize", [True, False], ids=["vectorised", "looped"])
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("size", [None, 40], ids=["all data", "minibatch of 40"])
+@pytest.mark.parametrize("weight", [1.0, 0.5], ids=["full", "KL warm-up"])
+def test_gradient_is_the_hand_derived_one(vectorize: bool, particles: int, size: int | None, weight: float) -> None:
+    known = LinearGaussian()
+    x = known.data(5)
+    guide = exact_guide(known.model, known.width)
+    elbo = AdversarialELBO(
+        steps=100,
+        num_particles=particles,
+        vectorize_particles=vectorize,
+        pretrain_steps=0,
+        schedule=Schedule(kl_warm_up=0.5),
+    )
+    guide.setup(x, size)
+    guide.step_count.fill_(int(50 * weight))
+    loss = elbo.loss_and_grads(known.model, guide, x, size)
+
+    sampler = guide.part("sampler")
+    noise = outer_noise(guide, particles, vectorize=vectorize)
+    a, c, l = (p.detach() for p in (sampler.a, sampler.c, sampler.l))
+    loc = x @ a.mT + c
+    z = loc + noise @ l.mT
+    scale = (size or len(x)) / len(x)
+    d_prior, d_likelihood = known.score(z, x)
+    d_log_q = -(z - loc) @ torch.linalg.inv(l @ l.mT)
+    slope = scale * (weight * (d_log_q - d_prior) - d_likelihood) / particles
+    expected = {
+        "a": torch.einsum("sbi,bj->ij", slope, x),
+        "c": slope.sum((0, 1)),
+        "l": torch.einsum("sbi,sbj->ij", slope, noise),
+    }
+    for name, by_hand in expected.items():
+        torch.testing.assert_close(getattr(sampler, name).grad, by_hand, **EXACT)
+
+    residual = (x - known.decoder(z).detach()) / known.scale**2
+    torch.testing.assert_close(
+        known.decoder.weight.grad, -scale / particles * torch.einsum("sbi,sbj->ij", residual, z), **EXACT
+    )
+    torch.testing.assert_close(known.decoder.bias.grad, -scale / particles * residual.sum((0, 1)), **EXACT)
+
+    log_q = torch.distributions.MultivariateNormal(loc, l @ l.mT).log_prob(z)
+    log_prior = -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
+    log_likelihood = known.log_joint(z, x) - log_prior
+    by_hand = scale * (weight * (log_q - log_prior) - log_likelihood).sum(-1).mean()
+    assert loss == pytest.approx(float(by_hand.detach()), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
+def test_other_elbos_give_the_same_gradient(kind: Any) -> None:
+    known = LinearGaussian()
+    x = known.data(4)
+    gradients = []
+    for inner in (Trace_ELBO(num_particles=2), kind(num_particles=2, vectorize_particles=True, max_plate_nesting=1)):
+        guide = exact_guide(known.model, known.width).setup(x)
+        if inner.vectorize_particles:
+            guide.part("sampler").fixed = torch.stack([noise[:, :], -noise])
+        else:
+            noise = torch.randn(4, 2)
+            iterator = iter([noise, -noise] * 10)
+            guide.part("sampler").sample_noise = lambda shape, *, like, it=iterator: next(it)  # type: ignore[method-assign]
+        with guide.training_call((x,), {}):
+            inner.loss_and_grads(known.model, guide, x)
+        gradients.append(guide.part("sampler").l.grad)
+    torch.testing.assert_close(*gradients, **EXACT)
+
+
+def mixed(x: Tensor, size: int | None = None) -> None:
+    """Two sites for each datum, one of them positive."""
+    with pyro.plate("data", size or len(x), subsample_size=len(x)):
+        mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.5), 2.0))
+        tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), x.new_tensor(1.5)))
+        pyro.sample("x", dist.Normal(mu[..., None], tau.rsqrt()[..., None]).to_event(1), obs=x)
+
+
+def mixed_score(z: Tensor, x: Tensor) -> Tensor:
+    """d log p(x, z) / dz with tau = exp(z_2): its Gamma(2, 1.5) density times the Jacobian exp(z_2)."""
+    mu, tau = z[..., 0], z[..., 1].exp()
+    residual = x - mu[..., None]
+    d_mu = tau * residual.sum(-1) - (mu - 0.5) / 4.0
+    d_log_tau = 0.5 * x.shape[-1] - 0.5 * tau * residual.square().sum(-1) + (2.0 - 1.0) - 1.5 * tau + 1.0
+    return torch.stack([d_mu, d_log_tau], -1)
+
+
+def mixed_log_joint(z: Tensor, x: Tensor) -> Tensor:
+    mu, tau = z[..., 0], z[..., 1].exp()
+    log_p = dist.Normal(0.5, 2.0).log_prob(mu) + dist.Gamma(2.0, 1.5).log_prob(tau) + z[..., 1]
+    return log_p + dist.Normal(mu[..., None], tau.rsqrt()[..., None]).log_prob(x).sum(-1)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_several_sites_for_each_datum_one_of_them_positive(particles: int) -> None:
+    x = torch.randn(6, 4)
+    guide = exact_guide(mixed, 4)
+    elbo = AdversarialELBO(num_particles=particles, pretrain_steps=0)
+    loss = elbo.loss_and_grads(mixed, guide, x, 30)
+    sampler = guide.part("sampler")
+    noise = outer_noise(guide, particles, vectorize=True)
+    z = (sampler.loc(x) + noise @ sampler.l.mT).detach()
+    d_log_q = -(z - sampler.loc(x).detach()) @ torch.linalg.inv(sampler.l @ sampler.l.mT).detach()
+    slope = 5.0 * (d_log_q - mixed_score(z, x)) / particles
+    torch.testing.assert_close(sampler.c.grad, slope.sum((0, 1)), **EXACT)
+    torch.testing.assert_close(sampler.l.grad, torch.einsum("sbi,sbj->ij", slope, noise), **EXACT)
+    by_hand = 5.0 * (sampler.log_prob(z, x) - mixed_log_joint(z, x)).sum(-1).mean()
+    assert loss == pytest.approx(float(by_hand.detach()), abs=1e-9)
+
+
+def gradients(known: LinearGaussian, guide: Any) -> list[Tensor]:
+    own = guide.part("sampler")
+    found = [p.grad.clone() for p in (own.a, own.c, own.l, known.decoder.weight, known.decoder.bias)]
+    for p in (*own.parameters(), *known.decoder.parameters()):
+        p.grad = None
+    return found
+
+
+@pytest.mark.parametrize("who", ["the caller", "the model"])
+def test_minibatches_give_the_gradient_of_all_data_in_expectation(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a partition into subsets of one size, with each datum's own noise, the mean is exact."""
+    known = LinearGaussian()
+    n, b = 12, 4
+    x, noise = known.data(n), torch.randn(n, known.dim)
+    full = exact_guide(known.model, known.width).setup(x)
+    full.part("sampler").fixed = noise
+    AdversarialELBO(pretrain_steps=0).loss_and_grads(known.model, full, x)
+    expected = gradients(known, full)
+
+    pyro.clear_param_store()
+    model, args = (known.model, (x[:b], n)) if who == "the caller" else (known.subsampling, (x, b))
+    guide = exact_guide(model, known.width).setup(*args)
+    elbo = AdversarialELBO(pretrain_steps=0)
+    parts = []
+    for subset in torch.randperm(n).reshape(-1, b):
+        rest = torch.tensor([i for i in range(n) if i not in subset.tolist()])
+        monkeypatch.setattr(torch, "randperm", lambda m, device=None, p=torch.cat([subset, rest]): p)
+        guide.part("sampler").fixed = noise[subset]
+        elbo.loss_and_grads(model, guide, *((x[subset], n) if who == "the caller" else (x, b)))
+        monkeypatch.undo()
+        parts.append(gradients(known, guide))
+    for of_all, of_parts in zip(expected, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(torch.stack(of_parts).mean(0), of_all, **EXACT)
+        assert float((of_parts[0] - of_all).abs().max()) > 1e-3  # a single one differs
+
+
+def test_terms_of_the_guides_trace_are_scaled_like_the_models() -> None:
+    x = torch.randn(6, 4)
+    guide = exact_guide(mixed, 4)
+    trace = poutine.trace(guide).get_trace(x, 30)
+    trace.compute_log_prob()
+    (latent,) = [node for name, node in trace.nodes.items() if name.endswith("_latent")]
+    z = latent["value"]
+    assert z.shape == (6, 2)
+    torch.testing.assert_close(latent["log_prob"], 5.0 * guide.part("sampler").log_prob(z, x), **EXACT)
+    torch.testing.assert_close(trace.nodes["mu"]["log_prob"], torch.zeros(6), **EXACT)
+    torch.testing.assert_close(trace.nodes["tau"]["value"], z[:, 1].exp(), **EXACT)
+    # Per unit of tau, not of its logarithm.
+    torch.testing.assert_close(trace.nodes["tau"]["log_prob"], -5.0 * z[:, 1], **EXACT)
