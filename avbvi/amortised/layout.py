@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -72,7 +73,7 @@ class PlateLayout:
         frame = data_frame(trace)
         sites: list[LocalSite] = []
         start = 0
-        for name, node in trace.iter_stochastic_nodes():
+        for name, node in _latents(trace):
             value = node["value"]
             batch = value.shape[: value.dim() - node["fn"].event_dim]
             if batch.numel() != frame.size:
@@ -152,6 +153,10 @@ class PlateLayout:
         return value.reshape(*value.shape[:batch], *site.shape)
 
 
+def _latents(trace: Trace) -> list[tuple[str, Any]]:
+    return [(name, node) for name, node in trace.iter_stochastic_nodes() if not site_is_subsample(node)]
+
+
 def data_frame(trace: Trace) -> Frame:
     """The one plate in which all latent sites of a trace lie.
 
@@ -159,7 +164,7 @@ def data_frame(trace: Trace) -> Frame:
         ModelError: there is none, or more than one, or some sites lie outside.
     """
     plates: dict[str, list[Any]] = {}
-    for name, node in trace.iter_stochastic_nodes():
+    for name, node in _latents(trace):
         plates[name] = [f for f in node["cond_indep_stack"] if f.vectorized]
     outside = [name for name, frames in plates.items() if not frames]
     if len(outside) == len(plates):

@@ -83,20 +83,18 @@ def test_gradient_is_the_hand_derived_one(vectorize: bool, particles: int, size:
 @pytest.mark.parametrize("kind", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
 def test_other_elbos_give_the_same_gradient(kind: Any) -> None:
     known = LinearGaussian()
-    x = known.data(4)
-    gradients = []
-    for inner in (Trace_ELBO(num_particles=2), kind(num_particles=2, vectorize_particles=True, max_plate_nesting=1)):
-        guide = exact_guide(known.model, known.width).setup(x)
-        if inner.vectorize_particles:
-            guide.part("sampler").fixed = torch.stack([noise[:, :], -noise])
-        else:
-            noise = torch.randn(4, 2)
-            iterator = iter([noise, -noise] * 10)
-            guide.part("sampler").sample_noise = lambda shape, *, like, it=iterator: next(it)  # type: ignore[method-assign]
-        with guide.training_call((x,), {}):
-            inner.loss_and_grads(known.model, guide, x)
-        gradients.append(guide.part("sampler").l.grad)
-    torch.testing.assert_close(*gradients, **EXACT)
+    x, noise = known.data(4), torch.randn(4, 2)
+    looped = exact_guide(known.model, known.width).setup(x)
+    draws = iter([noise, -noise])
+    looped.part("sampler").sample_noise = lambda shape, *, like: next(draws)
+    Trace_ELBO(num_particles=2).loss_and_grads(known.model, looped, x)
+    guide = exact_guide(known.model, known.width).setup(x)
+    guide.part("sampler").fixed = torch.stack([noise, -noise])
+    kind(num_particles=2, vectorize_particles=True, max_plate_nesting=1).loss_and_grads(known.model, guide, x)
+    for name in ("a", "c", "l"):
+        expected = getattr(looped.part("sampler"), name).grad
+        torch.testing.assert_close(getattr(guide.part("sampler"), name).grad, expected, **EXACT)
+        assert float(expected.abs().max()) > 0.1
 
 
 def mixed(x: Tensor, size: int | None = None) -> None:
@@ -105,6 +103,15 @@ def mixed(x: Tensor, size: int | None = None) -> None:
         mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.5), 2.0))
         tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), x.new_tensor(1.5)))
         pyro.sample("x", dist.Normal(mu[..., None], tau.rsqrt()[..., None]).to_event(1), obs=x)
+
+
+def mixed_in_plates(x: Tensor, size: int | None = None) -> None:
+    """The same with the numbers of a datum in a plate of their own, on the right of the data's."""
+    with pyro.plate("data", size or len(x), subsample_size=len(x), dim=-2):
+        mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.5), 2.0))
+        tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), x.new_tensor(1.5)))
+        with pyro.plate("numbers", x.shape[-1], dim=-1):
+            pyro.sample("x", dist.Normal(mu, tau.rsqrt()), obs=x)
 
 
 def mixed_score(z: Tensor, x: Tensor) -> Tensor:
@@ -122,14 +129,16 @@ def mixed_log_joint(z: Tensor, x: Tensor) -> Tensor:
     return log_p + dist.Normal(mu[..., None], tau.rsqrt()[..., None]).log_prob(x).sum(-1)
 
 
+@pytest.mark.parametrize("model", [mixed, mixed_in_plates])
 @pytest.mark.parametrize("particles", [1, 3])
-def test_several_sites_for_each_datum_one_of_them_positive(particles: int) -> None:
+@pytest.mark.parametrize("vectorize", [True, False], ids=["vectorised", "looped"])
+def test_several_sites_for_each_datum_one_of_them_positive(model: Any, particles: int, vectorize: bool) -> None:
     x = torch.randn(6, 4)
-    guide = exact_guide(mixed, 4)
-    elbo = AdversarialELBO(num_particles=particles, pretrain_steps=0)
-    loss = elbo.loss_and_grads(mixed, guide, x, 30)
+    guide = exact_guide(model, 4)
+    elbo = AdversarialELBO(num_particles=particles, vectorize_particles=vectorize, pretrain_steps=0)
+    loss = elbo.loss_and_grads(model, guide, x, 30)
     sampler = guide.part("sampler")
-    noise = outer_noise(guide, particles, vectorize=True)
+    noise = outer_noise(guide, particles, vectorize=vectorize)
     z = (sampler.loc(x) + noise @ sampler.l.mT).detach()
     d_log_q = -(z - sampler.loc(x).detach()) @ torch.linalg.inv(sampler.l @ sampler.l.mT).detach()
     slope = 5.0 * (d_log_q - mixed_score(z, x)) / particles
@@ -165,7 +174,8 @@ def test_minibatches_give_the_gradient_of_all_data_in_expectation(who: str, monk
     parts = []
     for subset in torch.randperm(n).reshape(-1, b):
         rest = torch.tensor([i for i in range(n) if i not in subset.tolist()])
-        monkeypatch.setattr(torch, "randperm", lambda m, device=None, p=torch.cat([subset, rest]): p)
+        places = torch.cat([subset, rest])
+        monkeypatch.setattr(torch, "randperm", lambda m, device=None, p=places: p)
         guide.part("sampler").fixed = noise[subset]
         elbo.loss_and_grads(model, guide, *((x[subset], n) if who == "the caller" else (x, b)))
         monkeypatch.undo()
