@@ -151,6 +151,8 @@ class AmortisedAVBGuide(AVBGuide):
             sampler.start(self.anchor)
             context = reader.read(args, kwargs, self.anchor).context
         check_sampler(sampler, dim, self.anchor, context=context)
+        if type(contrast).given is Contrast.given:
+            contrast.given(sampler, context, None)  # raises: it follows a single posterior
         self.plate_layout, self.reader = layout, reader
 
     # -- the data of a call -------------------------------------------------------------------------
@@ -288,9 +290,9 @@ class AmortisedAVBGuide(AVBGuide):
     @torch.no_grad()
     def check(self, target: Any) -> None:
         """Raise if the model's log-density of a datum is NaN or +inf at draws of its prior."""
-        with seeded(0):
+        with seeded(0), pyro.validation_enabled(False):
             z = target.sample_prior(PRIOR_DRAWS).to(self.anchor)
-        value = target.log_joint(z)
+            value = target.log_joint(z)
         wrong = torch.isnan(value) | (value == torch.inf)
         if bool(wrong.any()):
             draw, datum = (int(i) for i in wrong.nonzero()[0])
