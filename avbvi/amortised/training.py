@@ -44,7 +44,7 @@ class AmortisedTrainer(AdversaryTrainer):
         with torch.enable_grad():
             t = adversary(features, context, **log_prior)
             loss = adversary.objective.loss(t[:batch], t[batch:])
-            own = contrast.loss(z_q, context)
+            own = contrast.loss(z_q, context, sampler)
             if own is not None:
                 loss = loss + own
         self._move(guide, loss, factor)
