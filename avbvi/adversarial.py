@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from .gradients import GradientBound
 from .guides import AVBGuide
+from .hints import hint_at
+from .schedules import Schedule
+
+WARM_UP_STEPS = 100
 
 
 class AdversaryTrainer:
@@ -37,6 +41,26 @@ class AdversaryTrainer:
         for _ in range(pretrain_steps):
             self.step(guide, batch, 1.0)
 
+    def follow(self, guide: AVBGuide, schedule: Schedule, done: float, timed: bool) -> tuple[float, float]:
+        """Average of the sampler's weights and polish at a point of the adversarial stage, in [0, 1).
+
+        Returns the factors of the outer learning rate and of the adversary's. ``timed``: the run's length is known.
+        """
+        guide.adversarial_steps += 1
+        count = int(guide.adversarial_steps)
+        polishing = timed and done >= 1.0 - schedule.polish
+        if polishing and not bool(guide.polishing):
+            self.load_average(guide)
+            guide.polishing.fill_(True)
+        elif not polishing and timed:
+            self.update_average(guide, min(schedule.average, (1.0 + count) / (10.0 + count)))
+        warm = min(1.0, count / WARM_UP_STEPS)
+        # The adversary keeps on learning while the sampler slows down, and comes to rest in the polish.
+        if polishing:
+            return 0.0, schedule.adversary_floor * (1.0 - done) / schedule.polish
+        factor = schedule.factor(done / (1.0 - schedule.polish) if timed else 0.0)
+        return warm * factor, warm * max(schedule.adversary_floor, factor)
+
     def step(self, guide: AVBGuide, batch: int, factor: float) -> None:
         """Let the contrast follow fresh draws of q, then one step of the adversary at ``factor`` times its rate.
 
@@ -52,7 +76,7 @@ class AdversaryTrainer:
                 return
             contrast.update(base_q)
             base = torch.cat([base_q, contrast.sample(batch)])
-            hint = guide.hint_at(base, contrast.log_prob(base))
+            hint = hint_at(guide, base, contrast.log_prob(base))
             if hint is not None:
                 adversary.observe(hint.log_ratio[:batch])
             features = contrast.features(base)
@@ -120,5 +144,5 @@ def adversary_logits(guide: AVBGuide, batch: int) -> Tensor:
     """The adversary's output T at ``batch`` fresh draws of q, then as many of the contrast: (2 * batch,)."""
     contrast = guide.part("contrast")
     base = torch.cat([guide.draw_base(batch), contrast.sample(batch)])
-    t: Tensor = guide.part("adversary")(contrast.features(base), guide.hint_at(base, contrast.log_prob(base)))
+    t: Tensor = guide.part("adversary")(contrast.features(base), hint_at(guide, base, contrast.log_prob(base)))
     return t

@@ -157,6 +157,19 @@ def real_tensor(name: str, value: Any) -> Tensor:
     return tensor
 
 
+def levels(name: str, value: Any) -> Tensor:
+    """The value, a list of levels of quantiles, as a tensor (n,).
+
+    Raises:
+        TypeError: it holds no real numbers.
+        ValueError: it is no list, is empty, or one of them is not in [0, 1].
+    """
+    q = real_tensor(name, value)
+    if q.dim() != 1 or not len(q) or not bool(((q >= 0.0) & (q <= 1.0)).all()):
+        raise ValueError(f"{name} must be a list of numbers in [0, 1], found {value!r}")
+    return q
+
+
 def memory() -> float:
     """The machine's memory in bytes; infinite where the system does not tell."""
     if not hasattr(os, "sysconf"):  # Windows

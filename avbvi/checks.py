@@ -158,6 +158,17 @@ def _has_gradient(draws: Tensor, parameters: list[nn.Parameter]) -> bool:
     return any(g is not None for g in gradients)
 
 
+def check_name_is_free(name: str, guide: nn.Module) -> None:
+    """Raise if Pyro's parameter store has entries of another guide under this name."""
+    own = {id(p) for p in guide.parameters()}
+    for key, value in pyro.get_param_store().named_parameters():
+        if key.startswith(f"{name}.") and id(value) not in own:
+            raise ValueError(
+                f"name={name!r} is already used by another guide in Pyro's parameter store, whose "
+                "parameters would be trained instead; choose another name or call pyro.clear_param_store()"
+            )
+
+
 def check_size(dim: int) -> None:
     """Raise if the search for starting points, which takes matrices (dim, dim), can't fit in memory."""
     needed, there = 4.0 * SEARCHES * float(dim) ** 2, memory()

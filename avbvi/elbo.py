@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
-from pyro.params.param_store import normalize_param_name
-from torch import Tensor, nn
+from torch import Tensor
 
-from .adversarial import AdversaryTrainer
 from .amortised.guide import AmortisedAVBGuide
-from .amortised.training import AmortisedTrainer
 from .annealing import Annealed
 from .arguments import flag, instance, integer, positive_integer, positive_number
 from .diagnostics import choose_stage
+from .direct import is_direct, negative_elbo
 from .errors import NonFiniteError
-from .gradients import GradientBound, explain_non_finite, with_gradient
+from .gradients import StepGuard, explain_non_finite, with_gradient
 from .guides import ADVERSARIAL, TRUNK, AVBGuide
-from .rng import seeded
-from .schedules import Clock, OpenEnded, Schedule, ScheduledAdam
+from .optimisers import scheduled_adam
+from .particles import PARTICLES, PARTICLES_PER_DATUM, default_adversary_batch, set_particles, set_plate_nesting
+from .schedules import Clock, OpenEnded, Schedule
 from .targets import Model
+from .trainers import Trainers, avb_guides
 from .trunk_stage import TrunkStage
 
-MOST_SKIPPED_IN_A_ROW = 50
-#: Draws in the outer step by default; for each datum, where the guide is amortised.
-PARTICLES, PARTICLES_PER_DATUM = 512, 1
-WARM_UP_STEPS = 100
 #: Where ``AdversarialELBO.state_dict`` keeps what belongs to no single guide.
 LOSS = "loss"
 
@@ -118,19 +110,17 @@ class AdversarialELBO(ELBO):
         self.schedule = schedule or Schedule()
         self._given_particles = elbo is not None or num_particles is not None
         self._given_batch = adversary_batch
-        self.adversary_batch = adversary_batch or max(self.elbo.num_particles // 2, 64)
+        self.adversary_batch = self._given_batch or default_adversary_batch(self.elbo.num_particles, amortised=False)
         #: For runs by the clock, and for those whose ``steps`` a stopping rule decides on (set by ``fit``).
         self.clock: Clock | None = None
         self.open_ended: OpenEnded | None = None
-        self._trainers: WeakKeyDictionary[AVBGuide, AdversaryTrainer] = WeakKeyDictionary()
-        self._waiting: dict[str, Any] = {}
+        self._trainers = Trainers(adversary_lr)
         self._factor = 1.0
-        self._adversary_factor = 1.0
-        self._skipped_in_a_row = 0
-        self._bound = GradientBound()
+        self._guard = StepGuard()
         #: By what all learning rates are multiplied (lowered by ``fit`` when it has to roll back).
         self.caution = 1.0
-        self._last_guide: weakref.ref[Any] | None = None
+        #: The guide of the last call, a weak reference.
+        self._guide: Callable[[], Any] = lambda: None
         #: Inverse temperature of the last training call.
         self.beta = 1.0
         #: Called with a guide whose trunk is about to be frozen.
@@ -155,14 +145,11 @@ class AdversarialELBO(ELBO):
         Raises:
             TypeError: the guide holds no AVBGuide.
         """
-        amortised = any(g.is_amortised for g in _avb_guides(guide))
+        amortised = any(g.is_amortised for g in avb_guides(guide))
         if not self._given_particles:
-            particles = PARTICLES_PER_DATUM if amortised else PARTICLES
-            if particles != self.num_particles:
-                self.num_particles = self.elbo.num_particles = particles
-                self.elbo.max_plate_nesting = math.inf  # the plate over draws has come or gone
-        default = self.num_particles if amortised else max(self.num_particles // 2, 64)
-        self.adversary_batch = self._given_batch or default
+            set_particles(self.elbo, PARTICLES_PER_DATUM if amortised else PARTICLES)
+            self.num_particles = self.elbo.num_particles
+        self.adversary_batch = self._given_batch or default_adversary_batch(self.num_particles, amortised=amortised)
 
     # -- the outer optimiser ------------------------------------------------------------------------
 
@@ -177,18 +164,9 @@ class AdversarialELBO(ELBO):
         """
         lr = positive_number("lr", lr)
         model_lr = lr if model_lr is None else positive_number("model_lr", model_lr)
-
-        def rate(name: str) -> dict[str, float]:
-            return {"lr": lr if self._is_of_guide(name) else model_lr}
-
-        return PyroOptim(partial(ScheduledAdam, factor=self.lr_factor), {"lr": lr} if lr == model_lr else rate)
-
-    def _is_of_guide(self, name: str) -> bool:
-        """Whether a parameter, by its normal name in Pyro's store, belongs to the guide of the last call."""
-        guide = None if self._last_guide is None else self._last_guide()
-        own = {id(p) for p in guide.parameters()} if guide is not None else set()
-        stored = {normalize_param_name(key): p for key, p in pyro.get_param_store().named_parameters()}
-        return id(stored.get(name)) in own
+        return scheduled_adam(
+            self.lr_factor, lr, model_lr, lambda: None if self._last_guide is None else self._last_guide()
+        )
 
     # -- Pyro's ELBO interface ------------------------------------------------------------------------
 
@@ -212,8 +190,8 @@ class AdversarialELBO(ELBO):
             value: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
             return value
         with self._training(model, guides, args, kwargs) as annealed:
-            if self._is_direct(guide):
-                value = guide.negative_elbo(guide.target(), self.num_particles)
+            if is_direct(self.elbo, guide):
+                value = negative_elbo(guide, guide.target(), self.num_particles)
             else:
                 value = self.elbo.differentiable_loss(annealed, guide, *args, **kwargs)
         if not bool(torch.isfinite(value)):
@@ -234,21 +212,17 @@ class AdversarialELBO(ELBO):
         """
         guides = self._ready(model, guide, args, kwargs)
         with self._training(model, guides, args, kwargs) as annealed:
-            if self._is_direct(guide):
-                value = guide.negative_elbo(guide.target(), self.num_particles)
+            if is_direct(self.elbo, guide):
+                value = negative_elbo(guide, guide.target(), self.num_particles)
                 if value.requires_grad:
                     value.backward()
                 loss = float(value.detach())
             else:
                 loss = self.elbo.loss_and_grads(annealed, guide, *args, **kwargs)
         for g in guides:
-            self._trainer(g).meet(g)
+            self._trainers.of(g).meet(g)
         gradients = with_gradient(guide)
-        finite = math.isfinite(float(loss)) and self._bound.apply([p.grad for p in gradients if p.grad is not None])
-        if not finite:
-            self._count_skipped(guides)
-        else:
-            self._skipped_in_a_row = 0
+        finite = self._guard.admits(float(loss), [p.grad for p in gradients if p.grad is not None], guides)
         if not finite or not self._moving(guides):
             for p in gradients:
                 p.grad = None
@@ -261,26 +235,6 @@ class AdversarialELBO(ELBO):
                 if int(g.step_count) == self.steps and g.comparison is None:
                     self.finish(g)
 
-    def _is_direct(self, guide: Any) -> bool:
-        """Whether the outer loss is Trace_ELBO's of one guide and a fixed model, which needs no handlers.
-
-        The target is the same joint density; evaluating it directly spares the traces and shares log p with
-        the adversary's hint.
-        """
-        if type(self.elbo) is not Trace_ELBO or not self.vectorize_particles:
-            return False
-        if not isinstance(guide, AVBGuide) or guide.is_amortised:
-            return False
-        target = guide.target()
-        return target is not None and not target.has_parameters and not target.enumerated
-
-    def _count_skipped(self, guides: list[AVBGuide]) -> None:
-        self._skipped_in_a_row += 1
-        for g in guides:
-            g.skipped_steps += 1
-        if self._skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
-            raise NonFiniteError(explain_non_finite(f"{self._skipped_in_a_row} steps in a row had to be skipped"))
-
     def skip(self, guide: AVBGuide) -> None:
         """Count a step that an error kept from being done, and drop what gradients it left.
 
@@ -289,23 +243,23 @@ class AdversarialELBO(ELBO):
         """
         for p in with_gradient(guide):
             p.grad = None
-        self._count_skipped([guide])
+        self._guard.count([guide])
 
     def forgive(self) -> None:
         """Count skipped steps anew."""
-        self._skipped_in_a_row = 0
+        self._guard.skipped_in_a_row = 0
 
     def begin_run(self) -> None:
         """Forget what an earlier run has left behind: skipped steps, lengths of gradients, lowered rates."""
-        self._skipped_in_a_row, self._bound = 0, GradientBound()
+        self._guard = StepGuard()
         self.caution, self.before_adversarial = 1.0, None
 
     # -- a training call --------------------------------------------------------------------------------
 
     def _ready(self, model: Model, guide: Any, args: Any, kwargs: Any) -> list[AVBGuide]:
-        guides = _avb_guides(guide)
+        guides = avb_guides(guide)
         self.adapt(guide)
-        self._last_guide = weakref.ref(poutine.unwrap(guide))
+        self._guide = weakref.ref(poutine.unwrap(guide))
         for g in guides:
             if g.prototype_trace is None and self.steps is None and self.clock is None:
                 g.use_affine_trunk()
@@ -316,22 +270,9 @@ class AdversarialELBO(ELBO):
                 if target is not None:
                     g.check(target)
                 g.start(target)
-        if self.elbo.max_plate_nesting == math.inf and (
-            self.elbo.vectorize_particles or isinstance(self.elbo, TraceEnum_ELBO)
-        ):
-            self._set_plate_nesting(model, guide, guides, args, kwargs)
+        if self.elbo.max_plate_nesting == math.inf:
+            set_plate_nesting(self.elbo, model, guide, guides[0].target(*args, **kwargs), args, kwargs)
         return guides
-
-    def _set_plate_nesting(self, model: Model, guide: Any, guides: list[AVBGuide], args: Any, kwargs: Any) -> None:
-        """Tell the wrapped ELBO how deep the plates are nested, which Pyro would find out by a run of its own."""
-        target = guides[0].target(*args, **kwargs)
-        if target is None:
-            # Pyro draws from the caller's generators: unseeded, a resumed run would go another way.
-            with seeded(0):
-                self.elbo._guess_max_plate_nesting(model, guide, args, kwargs)
-            return
-        outer = self.elbo.vectorize_particles and self.elbo.num_particles > 1
-        self.elbo.max_plate_nesting = target.max_plate_nesting + int(outer)
 
     @contextmanager
     def _training(self, model: Model, guides: list[AVBGuide], args: Any, kwargs: Any) -> Iterator[Any]:
@@ -371,7 +312,12 @@ class AdversarialELBO(ELBO):
         if guide.part("trunk").is_trainable and timed:
             share = self.schedule.trunk if self.clock is not None else self.schedule.trunk_share_of_steps
             stage = TrunkStage(
-                guide, self.schedule, share, guide.target(), weighted=self._is_direct(guide), length=self.open_ended
+                guide,
+                self.schedule,
+                share,
+                guide.target(),
+                weighted=is_direct(self.elbo, guide),
+                length=self.open_ended,
             )
             share = stage.share
         progress = self._progress_of_training(guide)
@@ -381,9 +327,7 @@ class AdversarialELBO(ELBO):
             guide._beta = beta
             if not guide.is_adversarial:
                 self._enter_adversarial(guide)
-            self._follow_schedule(guide, done, timed)
-            for _ in range(self.adversary_steps):
-                self._trainer(guide).step(guide, self.adversary_batch, self.caution * self._adversary_factor)
+            self._train_adversary(guide, done, timed)
         else:
             beta, self._factor = stage.advance(progress)
         guide.step_count += 1
@@ -398,34 +342,19 @@ class AdversarialELBO(ELBO):
         timed = self.steps is not None or self.clock is not None
         done = self._progress_of_training(guide) if timed else 0.0
         guide.set_kl_weight(self.schedule.kl_weight(done) if timed else 1.0)
-        trainer = self._trainer(guide)
+        trainer = self._trainers.of(guide)
         trainer.meet(guide)
         if not int(guide.adversarial_steps):
             trainer.begin(guide, self.adversary_batch, self.pretrain_steps)
-        self._follow_schedule(guide, done, timed)
-        for _ in range(self.adversary_steps):
-            trainer.step(guide, self.adversary_batch, self.caution * self._adversary_factor)
+        self._train_adversary(guide, done, timed)
         guide.step_count += 1
 
-    def _follow_schedule(self, guide: AVBGuide, done: float, timed: bool) -> None:
-        """Learning rates, average of the sampler's weights and polish at a point of the adversarial stage."""
-        guide.adversarial_steps += 1
-        count = int(guide.adversarial_steps)
-        polishing = timed and done >= 1.0 - self.schedule.polish
-        if polishing and not bool(guide.polishing):
-            self._trainer(guide).load_average(guide)
-            guide.polishing.fill_(True)
-        elif not polishing and timed:
-            self._trainer(guide).update_average(guide, min(self.schedule.average, (1.0 + count) / (10.0 + count)))
-        warm = min(1.0, count / WARM_UP_STEPS)
-        moved = done / (1.0 - self.schedule.polish) if timed else 0.0
-        self._factor = 0.0 if polishing else warm * self.schedule.factor(moved)
-        # The adversary keeps on learning while the sampler slows down, and comes to rest in the polish.
-        floor = self.schedule.adversary_floor
-        if polishing:
-            self._adversary_factor = floor * (1.0 - done) / self.schedule.polish
-        else:
-            self._adversary_factor = warm * max(floor, self.schedule.factor(moved))
+    def _train_adversary(self, guide: AVBGuide, done: float, timed: bool) -> None:
+        """The adversary's steps at a point of its stage; sets the outer step's rate."""
+        trainer = self._trainers.of(guide)
+        self._factor, factor = trainer.follow(guide, self.schedule, done, timed)
+        for _ in range(self.adversary_steps):
+            trainer.step(guide, self.adversary_batch, self.caution * factor)
 
     def _moving(self, guides: list[AVBGuide]) -> bool:
         """Whether the outer step moves anything: not while the adversaries are polished."""
@@ -437,20 +366,7 @@ class AdversarialELBO(ELBO):
         for p in guide.part("trunk").parameters():
             p.grad = None
         guide.stage.fill_(ADVERSARIAL)
-        self._trainer(guide).begin(guide, self.adversary_batch, self.pretrain_steps)
-
-    def _trainer(self, guide: AVBGuide) -> AdversaryTrainer:
-        if guide not in self._trainers:
-            kind = AmortisedTrainer if guide.is_amortised else AdversaryTrainer
-            trainer = kind(guide, self.adversary_lr)
-            state = self._waiting.pop(guide._pyro_name, None)
-            if state is None and len(self._waiting) == 1 and not self._trainers:
-                # The only state for the only guide, whose name differs from process to process.
-                _, state = self._waiting.popitem()
-            if state is not None:
-                trainer.load_state_dict(state)
-            self._trainers[guide] = trainer
-        return self._trainers[guide]
+        self._trainers.of(guide).begin(guide, self.adversary_batch, self.pretrain_steps)
 
     def finish(self, guide: AVBGuide) -> None:
         """Keep the better of the trunk and the adversarial stage; called after the last of ``steps``."""
@@ -467,30 +383,16 @@ class AdversarialELBO(ELBO):
 
     def state_dict(self) -> dict[str, Any]:
         """Adversaries' optimisers and averages of the samplers' weights, by the guides' names; see ``LOSS``."""
-        own = {"bound": self._bound.state_dict(), "skipped_in_a_row": self._skipped_in_a_row, "caution": self.caution}
-        return {LOSS: own} | self._waiting | {g._pyro_name: t.state_dict() for g, t in self._trainers.items()}
+        return {LOSS: {**self._guard.state_dict(), "caution": self.caution}} | self._trainers.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; states of guides not yet met wait for them."""
-        by_name = {guide._pyro_name: trainer for guide, trainer in self._trainers.items()}
-        for name, value in state.items():
-            if name == LOSS:
-                self._bound.load_state_dict(value["bound"])
-                self._skipped_in_a_row, self.caution = value["skipped_in_a_row"], value["caution"]
-            elif name in by_name:
-                by_name[name].load_state_dict(value)
-            else:
-                self._waiting[name] = copy.deepcopy(value)
+        own = state.get(LOSS)
+        if own is not None:
+            self._guard.load_state_dict(own)
+            self.caution = own["caution"]
+        self._trainers.load_state_dict({name: value for name, value in state.items() if name != LOSS})
 
     def forget(self, guide: AVBGuide) -> None:
         """Drop the state of a guide's adversary, as before its stage."""
-        self._trainers.pop(guide, None)
-        self._waiting.pop(guide._pyro_name, None)
-
-
-def _avb_guides(guide: Any) -> list[AVBGuide]:
-    unwrapped = poutine.unwrap(guide)
-    guides = [m for m in unwrapped.modules() if isinstance(m, AVBGuide)] if isinstance(unwrapped, nn.Module) else []
-    if not guides:
-        raise TypeError(f"guide must be an AVBGuide or a module that holds one, found {type(unwrapped).__name__}")
-    return guides
+        self._trainers.forget(guide)

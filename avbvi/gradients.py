@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -12,9 +12,15 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from .errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from .guides import AVBGuide
+
 #: A gradient may be as many times longer than the mean of those before.
 LONGEST = 10.0
 DECAY = 0.98
+MOST_SKIPPED_IN_A_ROW = 50
 
 
 class GradientBound:
@@ -70,6 +76,43 @@ class GradientBound:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.mean, self.count = state["mean"], int(state["count"])
+
+
+class StepGuard:
+    """Admits steps of one loss: bounds their gradients, and counts those that have to be skipped.
+
+    Raises:
+        NonFiniteError: (when counting) too many were skipped in a row.
+    """
+
+    def __init__(self) -> None:
+        self.bound = GradientBound()
+        self.skipped_in_a_row = 0
+
+    def admits(self, loss: float, gradients: Sequence[Tensor], guides: Sequence[AVBGuide]) -> bool:
+        """Whether loss and gradients are finite; shortens the gradients in place, or counts a skipped step."""
+        if math.isfinite(loss) and self.bound.apply(gradients):
+            self.skipped_in_a_row = 0
+            return True
+        self.count(guides)
+        return False
+
+    def count(self, guides: Sequence[AVBGuide]) -> None:
+        """Count a step that was skipped, in the guides too."""
+        self.skipped_in_a_row += 1
+        for g in guides:
+            g.skipped_steps += 1
+        if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(explain_non_finite(f"{self.skipped_in_a_row} steps in a row had to be skipped"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The bound's running mean and the count, as plain data."""
+        return {"bound": self.bound.state_dict(), "skipped_in_a_row": self.skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.bound.load_state_dict(state["bound"])
+        self.skipped_in_a_row = state["skipped_in_a_row"]
 
 
 def with_gradient(guide: Any) -> list[Tensor]:

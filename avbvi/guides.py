@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
@@ -14,16 +13,18 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .adversaries import Adversary, Hint, ResidualAdversary
-from .arguments import function, instance, real_tensor
-from .checks import check_density, check_latents, check_plates, check_sampler, check_size
+from .adversaries import Adversary, ResidualAdversary
+from .arguments import function, instance, levels
+from .checks import check_density, check_latents, check_name_is_free, check_plates, check_sampler, check_size
 from .contrasts import Contrast, MixtureContrast, PriorContrast
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
+from .hints import hint
 from .layout import LatentLayout
+from .placing import place_by_prior, place_by_search
 from .rng import seeded
 from .samplers import ResidualSampler, Sampler, as_sampler
-from .starts import FULL_EFFORT, SMALL_EFFORT, Effort, LaplaceModes, find_start
+from .starts import Effort, LaplaceModes
 from .targets import Model, UnconstrainedTarget
 from .trunks import AffineTrunk, BestTrunk, IdentityTrunk, Trunk, standard_normal_log_prob
 
@@ -215,15 +216,8 @@ class AVBGuide(AutoContinuous):
             self.trunk = AffineTrunk()
 
     def _check_name(self) -> None:
-        if self._given_name is None:
-            return
-        own = {id(p) for p in self.parameters()}
-        for key, value in pyro.get_param_store().named_parameters():
-            if key.startswith(f"{self._pyro_name}.") and id(value) not in own:
-                raise ValueError(
-                    f"name={self._pyro_name!r} is already used by another guide in Pyro's parameter store, whose "
-                    "parameters would be trained instead; choose another name or call pyro.clear_param_store()"
-                )
+        if self._given_name is not None:
+            check_name_is_free(self._pyro_name, self)
 
     def _check_sampler(self) -> None:
         sampler = self.part("sampler")
@@ -264,39 +258,13 @@ class AVBGuide(AutoContinuous):
     @torch.no_grad()
     def start(self, target: UnconstrainedTarget | None, effort: Effort | None = None) -> None:
         """Place the trunk where a search finds the mass of ``target``; by the prior's moments where there is none."""
-        trunk: Trunk = self.part("trunk")
         if target is not None:
-            # A model that has to be run draw by draw gets fewer starts: the search would take longer than the fit.
-            effort = effort or (FULL_EFFORT if target.vectorize else SMALL_EFFORT)
-            # Without validation: a search that wanders off to NaN is undone, not an error.
-            with pyro.validation_enabled(False):
-                draws, log_q = target.broad_draws(effort.draws)
-                found = find_start(
-                    target.log_prob,
-                    lambda n: target.starting_points(n).to(self.anchor),
-                    (draws.to(self.anchor), log_q.to(self.anchor)),
-                    target.layout.coordinate_names,
-                    effort,
-                )
-            self.modes, self.start_notes, self.start_suspect = found.modes, found.notes, found.suspect
-            if found.loc is not None and found.covariance is not None:
-                placed = self._place(trunk, found.loc, found.covariance)
-                if placed and self.modes is not None:
-                    trunk.start_at(self.modes)
+            place_by_search(self, target, effort)
         else:
             assert self.layout is not None
             prior = UnconstrainedTarget(self._own_model[0], self.layout, *self._last_arguments)
-            draws = prior.sample_prior(1000).to(self.anchor)
-            self._place(trunk, draws.mean(0), torch.cov(draws.mT).reshape(draws.shape[1], draws.shape[1]))
+            place_by_prior(self.part("trunk"), prior, self.anchor)
         self.started.fill_(True)
-
-    def _place(self, trunk: Trunk, loc: Tensor, covariance: Tensor) -> bool:
-        ridge = 1e-6 * torch.diag_embed(covariance.diagonal().clamp_min(1e-30))
-        factor, info = torch.linalg.cholesky_ex(covariance + ridge)
-        sound = int(info) == 0 and bool(torch.isfinite(factor).all()) and bool(torch.isfinite(loc).all())
-        if sound:
-            trunk.start(loc, factor)
-        return sound
 
     _last_arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
@@ -347,56 +315,14 @@ class AVBGuide(AutoContinuous):
         adversary: Adversary = self.part("adversary")
         contrast: Contrast = self.part("contrast")
         log_r = contrast.log_prob(draw.base)
-        hint = self.hint(draw, log_r, args, kwargs, log_p=log_p)
+        target = self.target(*args, **(kwargs or {})) if adversary.uses_target else None
+        given = hint(self, target, draw, log_r, log_p=log_p)
         parameters = {k: p.detach() for k, p in adversary.named_parameters()}
-        t = functional_call(adversary, parameters, (contrast.features(draw.base), hint))
+        t = functional_call(adversary, parameters, (contrast.features(draw.base), given))
         return adversary.objective.log_ratio(t) + log_r
 
-    def hint(
-        self,
-        draw: Draw,
-        log_r: Tensor,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-        *,
-        log_p: Tensor | None = None,
-    ) -> Hint | None:
-        """What the target tells the adversary about a draw; ``None`` if it does not ask or the target is not fixed.
-
-        During annealing the hint is that of the annealed target.
-        """
-        adversary: Adversary = self.part("adversary")
-        if not adversary.uses_target:
-            return None
-        target = self.target(*args, **(kwargs or {}))
-        if target is None or target.has_parameters:
-            return None
-        if not adversary.uses_score:
-            return Hint(_finite((self.log_p(target, draw) if log_p is None else log_p) - log_r))
-        # The score is a gradient in e, so z must be a function of e in the graph; the sampler's step then
-        # differentiates the score once more.
-        differentiable = torch.is_grad_enabled() and draw.base.requires_grad
-        with torch.enable_grad():
-            if not (differentiable and draw.forward):
-                draw = self._carried(draw.base if differentiable else draw.base.detach().requires_grad_())
-                log_p = None
-            if log_p is None:
-                log_p = self.log_p(target, draw)
-            (score,) = torch.autograd.grad(log_p.sum(), draw.base, create_graph=differentiable, retain_graph=True)
-        if not differentiable:
-            log_p, score = log_p.detach(), score.detach()
-        return Hint(_finite(log_p - log_r), _finite(score))
-
-    def hint_at(self, base: Tensor, log_r: Tensor) -> Hint | None:
-        """:meth:`hint` at base coordinates (n, base_dim), without gradient."""
-        if not self.part("adversary").uses_target:
-            return None
-        with torch.no_grad():
-            # With the score, z is computed anew from e, so that it can be differentiated.
-            draw = Draw(base, base, base) if self.part("adversary").uses_score else self._carried(base)
-            return self.hint(draw, log_r)
-
-    def _carried(self, base: Tensor) -> Draw:
+    def carried(self, base: Tensor) -> Draw:
+        """The draw that these base coordinates (*batch, base_dim) become; its gradient is in them alone."""
         z, log_det = self._frozen_trunk()(base)
         return Draw(z, base, log_det)
 
@@ -409,26 +335,7 @@ class AVBGuide(AutoContinuous):
 
     def log_p_at(self, target: UnconstrainedTarget, base: Tensor) -> Tensor:
         """The (annealed) target's log-density in base coordinates, at points (*batch, base_dim) of them."""
-        return self.log_p(target, self._carried(base))
-
-    def negative_elbo(self, target: UnconstrainedTarget, n: int) -> Tensor:
-        """Mean of log q - log p (annealed) over n draws, differentiable: Trace_ELBO's loss without its handlers.
-
-        Parameters are announced to Pyro as in a call of the guide, so that SVI trains them.
-        """
-        with self._pyro_context:
-            posterior = self.get_posterior(*target.args, **target.kwargs)
-        weights = None
-        if self.is_adversarial:
-            draw = posterior.draw((n,))
-        else:
-            trunk: Trunk = self.part("trunk")
-            base, weights = trunk.weighted_base(n, like=self.anchor)
-            z, log_det = trunk(base)
-            draw = Draw(z, base, log_det)
-        log_p = self.log_p(target, draw)
-        terms = self.base_log_prob(draw, target.args, target.kwargs, log_p=log_p) - log_p
-        return terms.mean() if weights is None else (weights * terms).sum()
+        return self.log_p(target, self.carried(base))
 
     @torch.no_grad()
     def draw(self, n: int) -> Draw:
@@ -474,9 +381,7 @@ class AVBGuide(AutoContinuous):
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Empirical quantiles of each site on its constrained scale: {site: (len(quantiles), *shape)}."""
-        q = real_tensor("quantiles", quantiles)
-        if q.dim() != 1 or not len(q) or not bool(((q >= 0.0) & (q <= 1.0)).all()):
-            raise ValueError(f"quantiles must be a list of numbers in [0, 1], found {quantiles!r}")
+        q = levels("quantiles", quantiles)
         self.setup(*args, **kwargs)
         assert self.layout is not None
         with seeded(0):
@@ -488,8 +393,3 @@ class AVBGuide(AutoContinuous):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Empirical median of each site on its constrained scale: {site: shape}."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
-
-
-def _finite(x: Tensor) -> Tensor:
-    """NaN and infinities replaced by large numbers, which the adversary squashes."""
-    return x.nan_to_num(-1e6, 1e6, -1e6)

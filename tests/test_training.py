@@ -22,6 +22,7 @@ from avbvi import elbo as elbo_module
 from avbvi import training as training_module
 from avbvi.checkpoints import write_atomically
 from avbvi.diagnostics import choose_stage, judge
+from avbvi.hints import hint
 
 X = torch.linspace(-1.0, 2.0, 12)
 Y = 0.7 - 0.4 * X + 0.5 * torch.sin(17.0 * X)
@@ -430,7 +431,7 @@ def test_a_learned_parameter_trains_and_switches_the_hint_off(kind: str) -> None
     assert target.has_parameters
     guide.stage.fill_(1)
     draw = guide.draw(3)
-    assert guide.hint(draw, guide.contrast.log_prob(draw.base), posterior.args) is None
+    assert hint(guide, guide.target(*posterior.args), draw, guide.contrast.log_prob(draw.base)) is None
 
 
 def test_a_learned_parameter_is_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..adversaries import Adversary
-from ..arguments import function, real_tensor
+from ..arguments import function, levels
 from ..checks import check_latents, check_sampler
 from ..contrasts import Contrast
 from ..distributions import Draw, ImplicitDistribution
@@ -30,7 +30,8 @@ from .adversaries import InnerProductAdversary
 from .contrasts import ConditionalGaussianContrast
 from .layout import PlateLayout, data_frame
 from .minibatch import Minibatch, MinibatchReader
-from .target import DatumTarget, path_only
+from .prior import MinibatchPrior
+from .target import DatumTarget
 
 QUANTILE_DRAWS = 2000
 PRIOR_DRAWS = 4
@@ -195,8 +196,8 @@ class AmortisedAVBGuide(AVBGuide):
             return self._call[1]
         return self.part("contrast").given(self.part("sampler"), data.context, self._prior(data))
 
-    def _prior(self, data: Minibatch) -> _Prior:
-        return _Prior(self, data)
+    def _prior(self, data: Minibatch) -> MinibatchPrior:
+        return MinibatchPrior(lambda: self._target_of(data))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> ImplicitDistribution:
         """The guide's distribution over the unconstrained vectors of a minibatch's data, batch (B, 1...)."""
@@ -376,9 +377,7 @@ class AmortisedAVBGuide(AVBGuide):
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Empirical quantiles of each datum's sites on their constrained scale: {site: (len(quantiles), B, *shape)}."""
-        q = real_tensor("quantiles", quantiles)
-        if q.dim() != 1 or not len(q) or not bool(((q >= 0.0) & (q <= 1.0)).all()):
-            raise ValueError(f"quantiles must be a list of numbers in [0, 1], found {quantiles!r}")
+        q = levels("quantiles", quantiles)
         self.setup(*args, **kwargs)
         assert self.plate_layout is not None
         with seeded(0):
@@ -388,29 +387,3 @@ class AmortisedAVBGuide(AVBGuide):
             name: torch.stack([value.sort(0).values[round(float(x) * (len(value) - 1))] for x in q])
             for name, value in values.items()
         }
-
-
-class _Prior:
-    """A minibatch's prior as contrasts and adversaries see it; the model is asked when they first do."""
-
-    def __init__(self, guide: AmortisedAVBGuide, data: Minibatch) -> None:
-        self._guide, self._data = guide, data
-        self._known: DatumTarget | None = None
-
-    def _target(self) -> DatumTarget:
-        if self._known is None:
-            self._known = self._guide._target_of(self._data)
-        if self._known is None:
-            raise ValueError(
-                "the prior of the latents (PriorContrast, or an adversary with log p(z)) needs the joint density of "
-                "the model, which a guide inside an AutoGuideList does not have; use ConditionalGaussianContrast()"
-            )
-        return self._known
-
-    def sample_prior(self, n: int) -> Tensor:
-        """n draws of p(z) for every datum, (n, B, dim)."""
-        return self._target().sample_prior(n)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) at (*S, B, dim) -> (*S, B), with a gradient in z alone: a learned prior learns by the ELBO."""
-        return path_only(self._target().log_prior, z)
