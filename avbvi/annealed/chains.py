@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from .densities import BatchMetric
-from .path import Path, PathState, hmc_move
+from .path import Move, Path, PathState, hmc_move
 
-#: Acceptances that the common step size is read off at each temperature, at least, where the data are few.
+#: Acceptances that the common step size is read off at a time, at least, where the data are few.
 _LEAST_PILOTS = 32
+#: The pilots of a long schedule stop at so many temperatures from its beginning on, where step sizes change fast, and
+#: then in strides that make for as many again.
+_PILOT_STOPS = 100
 #: Gains of the logarithm of the step size: what all data have in common, and what a datum has of its own.
-_COMMON_GAIN, _OWN_GAIN = 0.3, 0.05
+_COMMON_GAIN, _OWN_GAIN = 0.6, 0.05
 _SMALLEST_LOG_STEP, _LARGEST_LOG_STEP = -15.0, 3.0
 #: Step sizes are multiplied by uniform numbers from here to 1, lest a trajectory close to a period go nowhere.
 _LEAST_JITTER = 0.7
@@ -52,7 +55,7 @@ class StepSizes:
         return self.by_temperature[index]
 
     def learn(self, probability: Tensor) -> None:
-        """Take note of the pilots' acceptance probabilities (pilots, B), for the next temperature."""
+        """Take note of the pilots' acceptance probabilities (pilots, B)."""
         own = probability.double().mean(0)
         common = own.mean()
         self.log_step += _COMMON_GAIN * (common - self.target) + _OWN_GAIN * (own - common)
@@ -60,7 +63,7 @@ class StepSizes:
 
 
 class Annealing(ABC):
-    """Chains under way: what they have done so far, and the next temperature.
+    """Chains under way: what they have done so far, and where they are.
 
     ``log_weights`` (chains, B), float64, are sums of log-ratios so far; ``acceptance`` (n,) is the mean acceptance
     probability by temperature, NaN where none has been.
@@ -97,17 +100,15 @@ class Annealing(ABC):
         """Add the interval from beta_index to beta_(index + 1)."""
         self.log_weights += (self.betas[index + 1] - self.betas[index]) * log_ratio
 
-    def _move(self, index: int, step_size: Tensor) -> Tensor:
-        """Move at beta_(index + 1); the acceptance probabilities (chains, B)."""
-        z = self.state.z
+    def _move(self, state: PathState, index: int, step_size: Tensor) -> Move:
+        """Move chains (n, B, dim) at beta_(index + 1) with step sizes (B,)."""
+        z = state.z
         jitter = torch.rand(*z.shape[:2], 1, dtype=z.dtype, device=z.device, generator=self.generator)
         jitter = _LEAST_JITTER + (1.0 - _LEAST_JITTER) * jitter
-        move = hmc_move(
-            self.path, self.state, self.betas[index + 1], step_size=jitter * step_size.to(z)[:, None],
+        return hmc_move(
+            self.path, state, self.betas[index + 1], step_size=jitter * step_size.to(z)[:, None],
             leapfrog_steps=self.leapfrog_steps, metric=self.metric, generator=self.generator,
         )  # fmt: skip
-        self.state = move.state
-        return move.probability
 
     def saved(self) -> dict[str, Any]:
         """All that :meth:`restore` needs, as plain data."""
@@ -157,35 +158,39 @@ class ForwardAnnealing(Annealing):
         target_acceptance: float,
         generator: torch.Generator,
     ) -> None:
-        self.chains, pilots = chains, pilots_for(path.density.batch)
-        z = path.start.sample(chains + pilots, generator)
-        super().__init__(path, betas, path.start.metric(z[chains:]), leapfrog_steps, generator)
-        self.state = path.evaluate(z)
-        check_start(path, self.state)
+        pilots, z = pilots_for(path.density.batch), path.start.sample(chains, generator)
+        pilot_z = path.start.sample(pilots, generator)
+        super().__init__(path, betas, path.start.metric(pilot_z), leapfrog_steps, generator)
+        self.state, self.pilots = path.evaluate(z), path.evaluate(pilot_z)
+        check_start(self.state, self.pilots)
         self.log_weights = torch.zeros(chains, z.shape[1], dtype=torch.float64, device=z.device)
         self.step_sizes = StepSizes(self.count, self.state, target_acceptance)
+        self.stride = max(1, self.count // _PILOT_STOPS)
 
     def advance(self) -> None:
         index = self.done
-        self._weigh(index, self.state.log_ratio()[: self.chains])
-        probability = self._move(index, self.step_sizes.at(index))
-        self.step_sizes.learn(probability[self.chains :])
-        self.acceptance[index] = float(probability[: self.chains].double().mean())
+        if index < _PILOT_STOPS or index % self.stride == 0:
+            move = self._move(self.pilots, index, self.step_sizes.log_step.exp())
+            self.pilots = move.state
+            self.step_sizes.learn(move.probability)
+        self._weigh(index, self.state.log_ratio())
+        move = self._move(self.state, index, self.step_sizes.at(index))
+        self.state = move.state
+        self.acceptance[index] = float(move.probability.double().mean())
         self.done += 1
-
-    @property
-    def draws(self) -> Tensor:
-        """Where the chains are, without the pilots: (chains, B, dim)."""
-        return self.state.z[: self.chains]
 
     def saved(self) -> dict[str, Any]:
         steps = self.step_sizes
         return {
-            **super().saved(), "log_step": steps.log_step.cpu(), "by_temperature": steps.by_temperature.cpu(),
-        }  # fmt: skip
+            **super().saved(),
+            "pilots": [x.cpu() for x in self.pilots],
+            "log_step": steps.log_step.cpu(),
+            "by_temperature": steps.by_temperature.cpu(),
+        }
 
     def restore(self, saved: dict[str, Any]) -> None:
         super().restore(saved)
+        self.pilots = PathState(*(x.to(self.state.z) for x in saved["pilots"]))
         self.step_sizes.log_step = saved["log_step"].to(self.state.z.device)
         self.step_sizes.by_temperature = saved["by_temperature"].to(self.state.z.device)
 
@@ -207,25 +212,30 @@ class BackwardAnnealing(Annealing):
         betas = torch.tensor(forward.betas, dtype=torch.float64)
         super().__init__(forward.path, betas, forward.metric, forward.leapfrog_steps, generator)
         self.step_sizes = forward.step_sizes.by_temperature
-        self.state = self.path.evaluate(posterior_draws.expand(forward.chains, *posterior_draws.shape))
-        check_start(self.path, self.state)
+        self.state = self.path.evaluate(posterior_draws.expand(len(forward.log_weights), *posterior_draws.shape))
+        check_start(self.state)
         self.log_weights = torch.zeros_like(forward.log_weights)
 
     def advance(self) -> None:
         index = self.count - 1 - self.done
-        self.acceptance[index] = float(self._move(index, self.step_sizes[index]).double().mean())
+        move = self._move(self.state, index, self.step_sizes[index])
+        self.state = move.state
+        self.acceptance[index] = float(move.probability.double().mean())
         self._weigh(index, self.state.log_ratio())
         self.done += 1
 
 
-def check_start(path: Path, state: PathState) -> None:
+def check_start(state: PathState, *others: PathState) -> None:
     """Raise unless both densities can be used where the chains set out."""
-    for name, value in (("start", state.log_start), ("joint", state.log_joint)):
-        if value.shape != state.z.shape[:2]:
-            raise ValueError(
-                f"the {name} log-density must map {tuple(state.z.shape)} to {tuple(state.z.shape[:2])}, one number by "
-                f"chain and datum, found {tuple(value.shape)}"
-            )
+    for name in ("start", "joint"):
+        for chains in (state, *others):
+            value: Tensor = getattr(chains, f"log_{name}")
+            if value.shape != chains.z.shape[:2]:
+                raise ValueError(
+                    f"the {name} log-density must map {tuple(chains.z.shape)} to {tuple(chains.z.shape[:2])}, one "
+                    f"number by chain and datum, found {tuple(value.shape)}"
+                )
+        value = torch.cat([getattr(chains, f"log_{name}") for chains in (state, *others)])
         if bool((value == math.inf).any()):
             data = (value == math.inf).any(0).nonzero().flatten()
             raise NonFiniteError(f"the {name} log-density is +inf at starting points of data {_few(data)}")

@@ -51,8 +51,9 @@ def annealed_importance_sampling(
     plate has an evidence for each datum in it; any other model counts as one datum.
 
     Step sizes differ by temperature and datum. They follow the acceptance of pilot chains, which take part in nothing
-    else, one by datum or 32 in all: given the pilots the transitions of the other chains are fixed, so that their
-    weights are unbiased. (The usual practice tunes them on the chains' own acceptance at the last temperatures.)
+    else (one by datum, or 32 in all, that stop at about 200 of the temperatures): given the pilots the transitions of
+    the other chains are fixed, so that their weights are unbiased. The usual practice tunes them on the chains' own
+    acceptance at the last temperatures.
 
     What is random in the model besides its latents (dropout, say) is frozen: one draw of it for all temperatures.
 
@@ -311,8 +312,8 @@ class _Run:
         assert self.forward is not None
         result = {
             "log_weights": self.forward.log_weights.cpu(),
-            "draws": self.forward.draws.cpu(),
-            "log_joint": self.forward.state.log_joint[: self.settings.chains].cpu(),
+            "draws": self.forward.state.z.cpu(),
+            "log_joint": self.forward.state.log_joint.cpu(),
             "acceptance": self.forward.acceptance,
         }
         if self.backward is not None:
