@@ -146,7 +146,7 @@ class Problem:
                 raise ValueError("a density that has its data takes no further arguments; leave them out")
             if batch_size is not None and batch_size < model.batch:
                 raise ValueError("batch_size can't cut a density that has its data; call it for fewer data at a time")
-            self.bounds = [(0, model.batch)]
+            self.bounds = [(0, -1)]
             return
         function("model", model)
         rows = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)
@@ -261,7 +261,7 @@ def guide_start(guide: Any, density: DatumDensity, args: tuple[Any, ...], kwargs
         ValueError: the guide's draws have another shape than the density's latents.
     """
     guide = _guide_of(guide)
-    with torch.no_grad():
+    with torch.no_grad(), poutine.block():
         if getattr(guide, "prototype_trace", None) is None:
             guide(*args, **kwargs)
         draws = guide.get_posterior(*args, **kwargs).sample(torch.Size((_GUIDE_DRAWS,)))

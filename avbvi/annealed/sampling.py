@@ -252,7 +252,13 @@ class _Run:
             else:
                 density, arguments = problem.density(part), problem.arguments(part)
             start = problem.start_of(part, density, arguments)
-            if is_random(density, start.sample(1)):
+            like = start.sample(1)
+            if like.shape[1:] != (density.batch, density.dim):
+                raise ValueError(
+                    f"start holds {like.shape[1]} data with {like.shape[2]} coordinates each, but the model has "
+                    f"{density.batch} data with {density.dim} unconstrained coordinates"
+                )
+            if is_random(density, like):
                 if self.both:
                     raise ModelError(
                         "the model is random besides its latents (dropout?), which has no place in a sandwich; put its "
@@ -260,7 +266,6 @@ class _Run:
                     )
                 density = Frozen(density, seeds[1])
                 start = problem.start_of(part, density, arguments)
-            like = start.sample(1)
             generator = torch.Generator(like.device).manual_seed(seeds[1])
             forward = ForwardAnnealing(
                 Path(density, start), self.betas, chains=self.settings.chains,

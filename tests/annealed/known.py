@@ -39,7 +39,7 @@ class LinearGaussian:
         z = self.sample_prior(1)[0]
         mean = z @ self.weight.mT + self.bias
         x = mean + self.noise * torch.randn_like(mean)
-        return z, LinearGaussian(x, self.weight, self.bias, self.noise)
+        return z, type(self)(x, self.weight, self.bias, self.noise)
 
     def log_evidence(self) -> Tensor:
         """(B,), float64."""
