@@ -1,6 +1,14 @@
 """avbvi: black-box variational inference with neural samplers, for Pyro."""
 
 from .adversaries import Adversary, Hint, Logistic, MLPAdversary, Objective, ResidualAdversary
+from .annealed import (
+    AnnealedEvidence,
+    GaussianStart,
+    LinearTemperatures,
+    SigmoidTemperatures,
+    annealed_importance_sampling,
+    bidirectional_sandwich,
+)
 from .calibration import sbc
 from .contrasts import Contrast, GaussianContrast, MixtureContrast, PriorContrast
 from .diagnostics import Verdict
@@ -28,6 +36,7 @@ __all__ = [
     "AdversarialELBO",
     "Adversary",
     "AffineTrunk",
+    "AnnealedEvidence",
     "BestTrunk",
     "Calibration",
     "CheckpointError",
@@ -36,10 +45,12 @@ __all__ = [
     "FitFailed",
     "FlowTrunk",
     "GaussianContrast",
+    "GaussianStart",
     "HMCPosterior",
     "Hint",
     "IdentityTrunk",
     "ImplicitDistribution",
+    "LinearTemperatures",
     "LogDensity",
     "Logistic",
     "MLPAdversary",
@@ -57,9 +68,12 @@ __all__ = [
     "ResidualSampler",
     "Sampler",
     "Schedule",
+    "SigmoidTemperatures",
     "Stopping",
     "Trunk",
     "Verdict",
+    "annealed_importance_sampling",
+    "bidirectional_sandwich",
     "classifier_two_sample_test",
     "fit",
     "hmc_posterior",
