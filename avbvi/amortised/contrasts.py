@@ -103,8 +103,8 @@ class LearnedGaussianContrast(Contrast):
     """A Gaussian whose moments a network gives as a function of x, fitted to q's draws by maximum likelihood.
 
     A step costs no more draws than the adversary's own, whatever the dimension; but r lags behind the sampler. Where
-    that departs from a Gaussian (:class:`~avbvi.amortised.samplers.SemiImplicitSampler`) the network describes e in
-    z = mu(x) + L(x) e: r begins as that Gaussian and moves with mu and L at once.
+    that departs from a Gaussian (:class:`~avbvi.amortised.semi_implicit.SemiImplicitSampler`) the network describes e
+    in z = mu(x) + L(x) e: r begins as that Gaussian and moves with mu and L at once.
 
     Args:
         hidden: widths of the network's layers.

@@ -35,7 +35,7 @@ class ConvolutionalSampler(AmortisedSampler):
         blocks: residual blocks at each scale.
         network_noise: width of n; ``None`` takes twice that of the latents, and at least 8.
         start_scale: standard deviation of A n + s m at the start.
-        smoothing: s at the start, in units of that, in [0, 1); 0 leaves m out.
+        smoothing: s at the start, in units of ``start_scale``, in [0, 1); 0 leaves m out.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
     """
 

@@ -127,7 +127,7 @@ class ConditionalSampler(EncodingSampler):
         network_noise: width of n; ``None`` takes twice that of the latents, and at least 8.
         context_hidden: widths of the layers of the network of x alone.
         start_scale: standard deviation of the draws at the start.
-        smoothing: s at the start, in units of that, in [0, 1); 0 leaves m out.
+        smoothing: s at the start, in units of ``start_scale``, in [0, 1); 0 leaves m out.
         body: a module (B, context_dim) -> (B, width) in place of the network of x alone.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
