@@ -164,9 +164,7 @@ class AdversarialELBO(ELBO):
         """
         lr = positive_number("lr", lr)
         model_lr = lr if model_lr is None else positive_number("model_lr", model_lr)
-        return scheduled_adam(
-            self.lr_factor, lr, model_lr, lambda: None if self._last_guide is None else self._last_guide()
-        )
+        return scheduled_adam(self.lr_factor, lr, model_lr, lambda: self._guide())
 
     # -- Pyro's ELBO interface ------------------------------------------------------------------------
 

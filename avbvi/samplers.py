@@ -27,7 +27,7 @@ class Sampler(Part):
 
     A subclass creates its network in ``_build(dim)`` and defines ``forward``. The noise may have any
     width and, by overriding :meth:`sample_noise`, any law. ``context_dim`` is ``None`` for a sampler of
-    one posterior; a sampler that takes a context makes the guide amortised (not supported yet).
+    one posterior; a sampler that takes a context makes the guide amortised.
     """
 
     context_dim: int | None = None

@@ -20,6 +20,14 @@ def test_beta_rises_linearly_to_one() -> None:
     assert Schedule(anneal=0.0).beta(0.0) == 1.0
 
 
+def test_weight_of_the_kl_rises_linearly_to_one() -> None:
+    schedule = Schedule(kl_warm_up=0.25)
+    assert schedule.kl_weight(0.125) == pytest.approx(0.5)
+    assert schedule.kl_weight(0.25) == schedule.kl_weight(0.9) == 1.0
+    assert 0.0 < schedule.kl_weight(0.0) < 0.01
+    assert Schedule().kl_weight(0.0) == 1.0
+
+
 def test_decay_is_half_a_cosine() -> None:
     schedule = Schedule()
     for progress, factor in ((0.0, 1.0), (1 / 3, 0.75), (0.5, 0.5), (2 / 3, 0.25), (1.0, 0.0), (1.2, 0.0)):

@@ -145,7 +145,7 @@ class AmortisedAVBGuide(AVBGuide):
         reader = MinibatchReader(self._own_model[0], layout, frame, example, self._context, sampler.context_dim)
         self.part("trunk").build(dim)
         sampler.build(dim)
-        contrast.build_for(dim, sampler.context_dim)
+        contrast.build_for(dim, sampler.context_dim, sampler)
         adversary.build_for(contrast.feature_dim, dim, sampler.context_dim)
         self.to(device=like.device, dtype=like.dtype)
         with torch.no_grad(), seeded(0):
