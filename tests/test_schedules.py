@@ -35,7 +35,7 @@ def test_decay_is_half_a_cosine() -> None:
     assert [Schedule(decay=False).factor(x) for x in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["trunk", "anneal", "polish", "average", "adversary_floor"])
+@pytest.mark.parametrize("name", ["trunk", "anneal", "polish", "average", "adversary_floor", "kl_warm_up"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_shares_outside_their_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"Schedule\({name}=\.\.\.\) must be in \[0, 1"):

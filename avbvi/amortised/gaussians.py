@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,18 @@ class Gaussians:
         self.full = scale.dim() == 3
         diagonal = scale.diagonal(dim1=-2, dim2=-1) if self.full else scale
         self.log_det = diagonal.log().sum(-1)
-        self._inverse = inverse_factors(scale) if self.full else scale.reciprocal()
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        return inverse_factors(self.scale) if self.full else self.scale.reciprocal()
+
+    def detached(self) -> Gaussians:
+        """The same without gradient to what made them."""
+        return Gaussians(self.loc.detach(), self.scale.detach())
+
+    def place(self, e: Tensor) -> Tensor:
+        """loc + L e: (*S, B, dim) -> (*S, B, dim)."""
+        return self.loc + (apply_rows(self.scale, e) if self.full else self.scale * e)
 
     def matrices(self) -> Tensor:
         """The Cholesky factors, (B, dim, dim)."""
@@ -104,7 +116,7 @@ class Gaussians:
     def sample(self, n: int) -> Tensor:
         """n draws per datum, (n, B, dim)."""
         noise = torch.randn(n, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + (apply_rows(self.scale, noise) if self.full else self.scale * noise)
+        return self.place(noise)
 
     def standardise(self, z: Tensor) -> Tensor:
         """L^-1 (z - loc): (*S, B, dim) -> (*S, B, dim)."""

@@ -28,6 +28,7 @@ from ..targets import Model
 from ..trunks import IdentityTrunk, Trunk
 from .adversaries import InnerProductAdversary
 from .contrasts import ConditionalGaussianContrast
+from .draws import MinibatchDraws
 from .layout import PlateLayout, data_frame
 from .minibatch import Minibatch, MinibatchReader
 from .prior import MinibatchPrior
@@ -206,28 +207,20 @@ class AmortisedAVBGuide(AVBGuide):
     def posterior_of(self, data: Minibatch, sampler: Sampler | None = None) -> ImplicitDistribution:
         """The same for a :class:`Minibatch`; Pyro is not told of the sampler's parameters unless it is handed in."""
         assert self.plate_layout is not None
-        draw_from: Sampler = self.part("sampler") if sampler is None else sampler
-        size, trailing = data.frame.size, self.plate_layout.trailing
+        layout = self.plate_layout
+        draws = MinibatchDraws(
+            self.part("sampler") if sampler is None else sampler, data.context, layout.trailing, self.anchor
+        )
         bound: list[Any] = []
-
-        def draw_base(shape: torch.Size) -> Tensor:
-            # Dimensions of the plates on the right of the data's are 1.
-            shape = torch.Size(shape[: len(shape) - trailing])
-            noise = draw_from.sample_noise(shape, like=self.anchor)
-            z: Tensor = draw_from(noise, data.context)
-            return z.reshape(*shape, *(1,) * trailing, z.shape[-1])
 
         def base_log_prob(draw: Draw) -> Tensor:
             if not bound:
                 bound.append(self.given(data))
-            z = draw.base
-            batch = z.shape[: z.dim() - 1 - trailing]
-            return self.log_ratio_and_contrast(z.reshape(*batch, z.shape[-1]), data, bound[0]).reshape(z.shape[:-1])
+            z, log_det = draws.fixed(draw)
+            return draws.outside(self.log_ratio_and_contrast(z, data, bound[0])) + log_det
 
-        trunk = self.part("trunk")
-        return ImplicitDistribution(
-            draw_base, trunk, trunk.inverse, base_log_prob, self.plate_layout.dim, torch.Size((size,) + (1,) * trailing)
-        )
+        batch = torch.Size((data.frame.size,) + (1,) * layout.trailing)
+        return ImplicitDistribution(draws.base, draws.trunk, draws.inverse, base_log_prob, layout.dim, batch)
 
     def log_ratio_and_contrast(self, z: Tensor, data: Minibatch, contrast: Any) -> Tensor:
         """Learned log q(z | x) = T + log r at z (*S, B, dim) -> (*S, B), differentiable in z alone."""

@@ -48,6 +48,8 @@ class AmortisedSampler(Sampler):
     context_dim: int
     #: Whether :meth:`moments` is there; a contrast then needs no draws.
     has_moments: ClassVar[bool] = False
+    #: Whether :meth:`split` is there; the gradient in loc and L is then exact whatever the adversary has learned.
+    splits: ClassVar[bool] = False
 
     def __init__(self, context_dim: int) -> None:
         super().__init__()
@@ -65,6 +67,10 @@ class AmortisedSampler(Sampler):
     def gaussians(self, context: Tensor) -> Gaussians | None:
         """The Gaussians, one per datum, from which the sampler departs: z = loc + L e; ``None`` if there are none."""
         return None
+
+    def split(self, noise: Tensor, context: Tensor) -> tuple[Tensor, Gaussians]:
+        """e (*S, B, dim) and the Gaussians of the draws z = loc + L e that :meth:`forward` gives."""
+        raise NotImplementedError(f"{type(self).__name__} does not depart from a Gaussian")
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise (*S, B, noise_dim) and context (B, context_dim) to draws (*S, B, dim)."""
@@ -267,6 +273,7 @@ class ConditionalGaussianSampler(EncodingSampler):
     """
 
     has_moments = True
+    splits = True
 
     def __init__(
         self,
@@ -288,6 +295,9 @@ class ConditionalGaussianSampler(EncodingSampler):
     def gaussians(self, context: Tensor) -> Gaussians:
         """mu(x) and L(x) of each row of the context (B, context_dim)."""
         return self.head.gaussians(self.features(context))
+
+    def split(self, noise: Tensor, context: Tensor) -> tuple[Tensor, Gaussians]:
+        return noise, self.gaussians(context)
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         return self.head.carry(noise, self.features(context))

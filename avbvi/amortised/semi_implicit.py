@@ -50,6 +50,7 @@ class SemiImplicitSampler(EncodingSampler):
     """
 
     has_moments = True
+    splits = True
     noise_dim: int
     moment_noise: Tensor
 
@@ -91,6 +92,10 @@ class SemiImplicitSampler(EncodingSampler):
     def shift(self, extra: Tensor, features: Tensor) -> Tensor:
         """f: m (*S, B, extra_noise) and features (B, width) to (*S, B, dim)."""
         return self.limit * torch.tanh(self.network(extra, features) / self.limit)
+
+    def split(self, noise: Tensor, context: Tensor) -> tuple[Tensor, Gaussians]:
+        features, dim = self.features(context), self.head.dim
+        return noise[..., :dim] + self.shift(noise[..., dim:], features), self.head.gaussians(features)
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         features, dim = self.features(context), self.head.dim

@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 from avbvi import PriorContrast
 from avbvi.amortised import AmortisedAVBGuide
 from avbvi.amortised.adversaries import ConditionalAdversary
+from avbvi.amortised.gaussians import Gaussians
 from avbvi.amortised.samplers import AmortisedSampler
 from avbvi.guides import AVBGuide
 
@@ -106,6 +107,25 @@ class LinearSampler(AmortisedSampler):
         return MultivariateNormal(self.loc(context).detach(), l @ l.mT, validate_args=False).log_prob(z)
 
 
+class SplitSampler(LinearSampler):
+    """The same with z = mu(x) + L e, e = n + s: adversary and contrast see e alone."""
+
+    splits = True
+
+    def _build(self, dim: int) -> None:
+        super()._build(dim)
+        self.s = nn.Parameter(torch.linspace(0.2, -0.1, dim))
+
+    def gaussians(self, context: Tensor) -> Gaussians:
+        return Gaussians(super().loc(context), self.l.expand(len(context), *self.l.shape))
+
+    def split(self, noise: Tensor, context: Tensor) -> tuple[Tensor, Gaussians]:
+        return noise + self.s, self.gaussians(context)
+
+    def loc(self, context: Tensor) -> Tensor:
+        return super().loc(context) + self.l @ self.s
+
+
 class Oracle(ConditionalAdversary):
     """T* = log q(z | x) - log p(z) against the prior as contrast, whose features are z itself."""
 
@@ -121,9 +141,11 @@ class Oracle(ConditionalAdversary):
         return self.known[0].log_prob(features, context) - log_prior + 0.0 * self.idle
 
 
-def exact_guide(model: object, context_dim: int, **kwargs: object) -> AmortisedAVBGuide:
+def exact_guide(
+    model: object, context_dim: int, kind: type[LinearSampler] = LinearSampler, **kwargs: object
+) -> AmortisedAVBGuide:
     """A guide of a linear sampler with the adversary that knows it."""
-    sampler = LinearSampler(context_dim)
+    sampler = kind(context_dim)
     guide = AVBGuide(model, sampler=sampler, contrast=PriorContrast(), adversary=Oracle(sampler), **kwargs)
     assert isinstance(guide, AmortisedAVBGuide)
     return guide

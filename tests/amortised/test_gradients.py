@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from avbvi import AdversarialELBO, Schedule
-from tests.amortised.known import LinearGaussian, exact_guide
+from tests.amortised.known import LinearGaussian, SplitSampler, exact_guide
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
 
@@ -78,6 +78,48 @@ def test_gradient_is_the_hand_derived_one(vectorize: bool, particles: int, size:
     log_likelihood = known.log_joint(z, x) - log_prior
     by_hand = scale * (weight * (log_q - log_prior) - log_likelihood).sum(-1).mean()
     assert loss == pytest.approx(float(by_hand.detach()), abs=1e-9)
+
+
+@pytest.mark.parametrize("learned", [True, False], ids=["adversary right", "adversary wrong"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_gradient_of_a_sampler_that_splits_leaves_the_adversary_out_of_its_gaussian(
+    learned: bool, particles: int
+) -> None:
+    """z = mu + L e: in mu and L the gradient is that of a Gaussian encoder, whatever T is; in e it is T's."""
+    known = LinearGaussian()
+    x = known.data(5)
+    guide = exact_guide(known.model, known.width, SplitSampler).setup(x, 40)
+    sampler, oracle = guide.part("sampler"), guide.part("adversary")
+    wrong = torch.tensor([0.7, -0.4])
+    if not learned:
+        right = oracle.forward
+        oracle.forward = lambda features, *args, **kwargs: right(features, *args, **kwargs) + features @ wrong
+    loss = AdversarialELBO(num_particles=particles, pretrain_steps=0).loss_and_grads(known.model, guide, x, 40)
+    noise = outer_noise(guide, particles, vectorize=True)
+    a, c, l, s = (p.detach() for p in (sampler.a, sampler.c, sampler.l, sampler.s))
+    e = noise + s
+    z = x @ a.mT + c + e @ l.mT
+    scale = 8.0
+    slope = -scale * sum(known.score(z, x)) / particles
+    entropy = torch.diag_embed(scale * len(x) / l.diagonal())
+    # T's gradient in z comes to e by L; the Gaussian of e has the score -(e - s).
+    d_log_q = -noise + (0.0 if learned else 1.0) * wrong @ l
+    expected = {
+        "a": torch.einsum("sbi,bj->ij", slope, x),
+        "c": slope.sum((0, 1)),
+        "l": torch.einsum("sbi,sbj->ij", slope, e) - entropy,
+        "s": (slope @ l + scale * d_log_q / particles).sum((0, 1)),
+    }
+    for name, by_hand in expected.items():
+        torch.testing.assert_close(getattr(sampler, name).grad, by_hand, **EXACT)
+    log_q = sampler.log_prob(z, x) + (0.0 if learned else 1.0) * z @ wrong
+    by_hand = scale * (log_q - known.log_joint(z, x)).sum(-1).mean()
+    assert loss == pytest.approx(float(by_hand.detach()), abs=1e-9)
+    # At a point that was not drawn the density is the same function.
+    elsewhere = torch.randn(5, 2)
+    found = guide.get_posterior(x, 40).log_prob(elsewhere).detach()
+    torch.testing.assert_close(found, sampler.log_prob(elsewhere, x) + float(not learned) * elsewhere @ wrong, **EXACT)
+    torch.testing.assert_close(guide.log_q(elsewhere, x, 40).detach(), found, **EXACT)
 
 
 @pytest.mark.parametrize("kind", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
@@ -183,6 +225,17 @@ def test_minibatches_give_the_gradient_of_all_data_in_expectation(who: str, monk
     for of_all, of_parts in zip(expected, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(torch.stack(of_parts).mean(0), of_all, **EXACT)
         assert float((of_parts[0] - of_all).abs().max()) > 1e-3  # a single one differs
+
+
+@pytest.mark.parametrize("model", [mixed, mixed_in_plates])
+def test_a_sampler_that_splits_has_the_same_loss(model: Any) -> None:
+    x = torch.randn(6, 4)
+    guide = exact_guide(model, 4, SplitSampler)
+    loss = AdversarialELBO(num_particles=3, pretrain_steps=0).loss_and_grads(model, guide, x, 30)
+    sampler = guide.part("sampler")
+    z = (sampler.loc(x) + outer_noise(guide, 3, vectorize=True) @ sampler.l.mT).detach()
+    by_hand = 5.0 * (sampler.log_prob(z, x) - mixed_log_joint(z, x)).sum(-1).mean()
+    assert loss == pytest.approx(float(by_hand.detach()), abs=1e-9)
 
 
 def test_terms_of_the_guides_trace_are_scaled_like_the_models() -> None:
