@@ -261,9 +261,10 @@ def guide_start(guide: Any, density: DatumDensity, args: tuple[Any, ...], kwargs
         ValueError: the guide's draws have another shape than the density's latents.
     """
     guide = _guide_of(guide)
-    with torch.no_grad(), poutine.block():
+    with poutine.block():
         if getattr(guide, "prototype_trace", None) is None:
             guide(*args, **kwargs)
+    with torch.no_grad(), poutine.block():
         draws = guide.get_posterior(*args, **kwargs).sample(torch.Size((_GUIDE_DRAWS,)))
     if draws.numel() != _GUIDE_DRAWS * density.batch * density.dim:
         raise ValueError(
