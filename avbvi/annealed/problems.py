@@ -19,8 +19,9 @@ from .densities import DatumDensity, GaussianStart, PriorDensity, PriorStart, St
 
 #: Draws of a guide by datum, for its moments.
 _GUIDE_DRAWS = 512
-#: Covariance of a start taken from a guide, over the guide's own: encoders are often too narrow.
-GUIDE_INFLATION = 1.5
+#: Covariance of a start taken from a guide, over the guide's own: encoders are often too narrow. More costs
+#: temperatures: on digits with 16 latents the variance of log-weights was .07, .29 and 1.4 with factors 1, 1.5 and 2.5.
+GUIDE_INFLATION = 1.2
 #: A start by datum: a density for all data, or a function of the model's arguments that gives one for these data.
 Start = StartDensity | Callable[..., StartDensity]
 
@@ -250,7 +251,7 @@ def has_data_plate(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def guide_start(guide: Any, density: DatumDensity, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GaussianStart:
-    """Gaussians with the moments of a guide's draws, 1.5 times as wide in covariance.
+    """Gaussians with the moments of a guide's draws, 1.2 times as wide in covariance.
 
     Args:
         guide: of the class AutoContinuous (such as :class:`~avbvi.AVBGuide`), or a posterior that has one.

@@ -61,8 +61,9 @@ def annealed_importance_sampling(
         model: a Pyro model, a :class:`~avbvi.LogDensity`, or an object with ``batch``, ``dim`` and ``log_joint``
             (:class:`~avbvi.annealed.DatumDensity`).
         args, model_kwargs: its arguments.
-        guide: start from Gaussians with the moments of this guide's (or posterior's) draws by datum, with 1.5 times
-            its covariance: far fewer temperatures give the same accuracy.
+        guide: start from Gaussians with the moments of this guide's (or posterior's) draws by datum, with 1.2 times
+            its covariance. Far fewer temperatures give the same accuracy: on digits with 16 latents 50 of them had a
+            standard error of .015, from the prior 1000 had .019.
         start: start from another density: a :class:`~avbvi.annealed.GaussianStart` for all data, or a function of the
             model's arguments that gives one. Without guide and start, the prior.
         temperatures: the schedule; ``SigmoidTemperatures(1000)`` by default.
