@@ -32,6 +32,7 @@ from .divergences import classifier_two_sample_test, kl_lower_bound, knn_kl
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, FitFailed, ModelError, NonFiniteError
 from .estimates import Estimate
+from .fitting import fit
 from .guides import AVBGuide
 from .posterior import Posterior, load
 from .ranks import Calibration
@@ -41,7 +42,6 @@ from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .stopping import Stopping
 from .targets import LogDensity
-from .training import fit
 from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
 
 __version__ = "0.1.0"

@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from .checkpoints import read_file, write_atomically
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, ModelError
+from .fitting import fit as default_fit
 from .posterior import Posterior
 from .ranks import Calibration
 from .simulations import Experiment, Fit, Simulation, Statistic
 from .targets import Model
-from .training import fit as default_fit
 
 FORMAT = "avbvi-calibration"
 VERSION = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from .parts import Plain, rebuild
 from .predictive import deterministic, log_joint, predictions
 from .refinement import Refinement, moved_draws, refinement
 from .rng import seeded
+from .runs import Run
 from .targets import Model, UnconstrainedTarget
 
 FORMAT = "avbvi-posterior"
@@ -33,26 +33,6 @@ KEYS = frozenset(
     {"parts", "guide", "sites", "needs_model", "vectorize", "model", "verdict", "comparison", "hmc_steps", "run"}
 )
 ROLES = ("trunk", "sampler", "contrast", "adversary")
-
-
-@dataclass
-class Run:
-    """How a fit came about: seed, steps done, seconds taken, and the curve of the loss.
-
-    ``history`` holds lists of equal length: ``step``, ``elbo`` (noisy estimate at that step) and
-    ``stage`` (0 trunk, 1 adversarial). ``stopped_at`` is the step at which a stopping rule found the trunk
-    converged; None where it did not, or there was no rule. ``rollbacks`` counts how often the run broke down and went
-    on from an earlier state with half the learning rates; ``interrupted``, whether Ctrl-C ended it.
-    """
-
-    seed: int | None = None
-    steps: int = 0
-    seconds: float = 0.0
-    skipped_steps: int = 0
-    stopped_at: int | None = None
-    rollbacks: int = 0
-    interrupted: bool = False
-    history: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "elbo": [], "stage": []})
 
 
 class Posterior:

@@ -26,8 +26,6 @@ CHOICE = ("active",)
 #: Steps between looks at the fit's health; each good look takes a snapshot.
 CHECK_EVERY = 50
 MOST_ROLLBACKS = 10
-#: More than so many are no accident: the verdict is at least suspect.
-MANY_ROLLBACKS = 5
 DRAWS = 256
 #: A trunk is lost when its ELBO is so many nats, and one more for each dimension, below that of an earlier trunk.
 TRUNK_FALL = 10.0

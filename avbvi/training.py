@@ -1,10 +1,9 @@
-"""fit: train a guide from start to verdict, with progress, recovery and checkpoints."""
+"""The loop of a fit: steps, their record, recovery, checkpoints, the verdict at the end."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -15,58 +14,21 @@ import torch
 from pyro import poutine
 from tqdm.auto import tqdm
 
-from .arguments import (
-    device_of,
-    flag,
-    function,
-    instance,
-    keywords,
-    positive_integer,
-    positive_number,
-    seed_number,
-)
-from .checkpoints import check_path, read_file, write_atomically
-from .devices import moved
 from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
 from .elbo import AdversarialELBO
-from .errors import CheckpointError, FitFailed, NonFiniteError
+from .errors import FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
 from .integrity import damage
 from .interrupts import Interrupt
-from .posterior import Posterior, Run, guide_elbo, part_configurations, plain_comparison, read_comparison, site_table
-from .recovery import MANY_ROLLBACKS, Recovery
-from .rng import rng_state, rng_untouched, seeded, set_rng_state
+from .posterior import Posterior, guide_elbo
+from .recovery import Recovery
+from .rng import rng_untouched
+from .run_checkpoints import resume_run, save_run
+from .runs import Run, amended
 from .schedules import Clock, OpenEnded
-from .starts import LaplaceModes
-from .stopping import Stopping
 from .targets import Model
 from .training_state import TrainingState, named_parameters
 
-FORMAT = "avbvi-checkpoint"
-VERSION = 2
-#: What a checkpoint has beside format and version.
-KEYS = frozenset(
-    {
-        "fingerprint",
-        "parts",
-        "sites",
-        "state",
-        "recovery",
-        "rng",
-        "elapsed",
-        "smoothed",
-        "history",
-        "open_ended",
-        "iterates",
-        "comparison",
-        "modes",
-        "start_notes",
-        "start_suspect",
-    }
-)
-DEFAULT_STEPS = 5000
-#: Maximum of runs that a stopping rule ends.
-MOST_STEPS = 20 * DEFAULT_STEPS
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 30.0
 #: Transitions that the draws of a fit are moved by where the guide left room for them.
@@ -74,102 +36,8 @@ HMC_STEPS = 10
 NEGLIGIBLE_KL = 0.01
 
 
-def fit(
-    model: Model,
-    *args: Any,
-    model_kwargs: dict[str, Any] | None = None,
-    guide: AVBGuide | None = None,
-    seed: int | None = None,
-    steps: int | None = None,
-    minutes: float | None = None,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-    checkpoint: str | PathLike[str] | None = None,
-    elbo: AdversarialELBO | None = None,
-    lr: float = 2e-3,
-    stopping: Stopping | None = None,
-) -> Posterior:
-    """Fit a model's posterior and judge the result.
-
-    A run that breaks down goes back to its last good state with half the learning rates. Ctrl-C ends it after the step
-    under way: the posterior so far is returned, its verdict says so, and ``checkpoint`` can be taken up again. A second
-    Ctrl-C raises.
-
-    Args:
-        model: a Pyro model or a :class:`~avbvi.LogDensity`.
-        args, model_kwargs: the model's arguments.
-        guide: an untrained :class:`~avbvi.AVBGuide`; the default one if ``None``.
-        seed: makes the run reproducible, on a copy of the random state: the caller's is left alone.
-        steps: number of steps; with it a run is reproducible and resumes bit-equal.
-        minutes: length of the run by the clock, instead of ``steps``.
-        device: where to train; tensors among the arguments are moved there.
-        progress: show a progress bar with the current ELBO estimate.
-        checkpoint: file to which the run is saved every 30 seconds and from which it resumes if it exists.
-        elbo: the loss, for other than default settings; its ``steps`` are set by this function.
-        lr: learning rate of the outer Adam.
-        stopping: fit the trunk until this rule (a copy of it) finds its ELBO converged, then let the learning rate
-            decay and begin the adversarial stage; ``steps`` is then the maximum, 100,000 by default. The posterior's
-            ``run.stopped_at`` tells whether the rule fired.
-
-    Returns:
-        The posterior, with its verdict.
-
-    Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: both ``steps`` and ``minutes``, a non-positive one, a ``guide`` that was trained before, or
-            ``stopping`` with ``minutes`` or without a trunk to train.
-        ModelError: the model can't be fitted (see :class:`~avbvi.AVBGuide`).
-        FitFailed: the run broke down again and again; the error's ``posterior`` is that of the last good state.
-        CheckpointError: ``checkpoint`` is damaged, a folder, belongs to another run, or is of another version.
-        FileNotFoundError: the folder of ``checkpoint`` does not exist.
-    """
-    if steps is not None and minutes is not None:
-        raise ValueError("give either steps or minutes, not both")
-    if stopping is not None and minutes is not None:
-        raise ValueError("stopping decides on a number of steps; give it without minutes, or minutes without it")
-    if stopping is not None:
-        instance("stopping", stopping, Stopping, "a Stopping")
-    function("model", model)
-    steps = None if steps is None else positive_integer("steps", steps)
-    minutes = None if minutes is None else positive_number("minutes", minutes)
-    lr, seed = positive_number("lr", lr), seed_number(seed)
-    flag("progress", progress)
-    if guide is not None:
-        instance("guide", guide, AVBGuide, "an AVBGuide")
-    if elbo is not None:
-        instance("elbo", elbo, AdversarialELBO, "an AdversarialELBO (which may wrap another ELBO)")
-    if checkpoint is not None:
-        check_path(checkpoint, "checkpoint")
-    if len(args) == 1 and isinstance(args[0], torch.utils.data.DataLoader):
-        raise TypeError("a DataLoader as the model's argument needs an amortised guide, not supported by this version")
-    if elbo is not None and elbo.steps is not None:
-        raise ValueError("elbo already has steps; give them to fit(steps=...) instead")
-    if guide is not None and int(guide.step_count):
-        raise ValueError(f"guide was trained before ({int(guide.step_count)} steps); fit needs an untrained one")
-    if steps is None and minutes is None:
-        steps = DEFAULT_STEPS if stopping is None else MOST_STEPS
-    kwargs = keywords("model_kwargs", model_kwargs)
-    device = device_of(device)
-    if device is not None:
-        args = tuple(moved(a, device) for a in args)
-        kwargs = {k: moved(v, device) for k, v in kwargs.items()}
-    where: AbstractContextManager[Any] = nullcontext() if device is None else torch.device(device)
-    with seeded(seed), where:
-        trainer = Trainer(model, args, kwargs, guide or AVBGuide(model), elbo or AdversarialELBO(), lr)
-        trainer.run.seed = seed
-        if stopping is not None:
-            assert steps is not None
-            trainer.open_ended = OpenEnded(
-                Stopping(**stopping.settings()),
-                trainer.elbo.schedule,
-                steps,
-                len(trainer.guide.part("trunk").candidates),
-            )
-        return trainer.train(steps, minutes, progress=progress, checkpoint=checkpoint)
-
-
 class Trainer:
-    """One run of :func:`fit`: the loop, its record and its checkpoints."""
+    """One run of :func:`avbvi.fit`: the loop, its record and its checkpoints."""
 
     def __init__(
         self,
@@ -189,7 +57,8 @@ class Trainer:
         self.open_ended: OpenEnded | None = None
         self.iterates = Iterates()
         self.elapsed_before = 0.0
-        self._smoothed = float("nan")
+        #: Moving average of the ELBO, for the progress bar.
+        self.smoothed = float("nan")
         self._share = 1.0
 
     def train(
@@ -239,7 +108,7 @@ class Trainer:
         if checkpoint is not None and resumes:
             self.guide.setup(*self.args, **self.kwargs)
             with damage(checkpoint):
-                self._resume(checkpoint)
+                resume_run(checkpoint, self)
             if self.elbo.clock is not None:
                 self.elbo.clock.started -= self.elapsed_before
         else:
@@ -266,7 +135,7 @@ class Trainer:
                     interrupt.asked = True
                     self.recovery.restore_last()
                 if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self._save(checkpoint, self.elapsed_before + time.monotonic() - started)
+                    save_run(checkpoint, self, self.elapsed_before + time.monotonic() - started)
                     saved = time.monotonic()
             self._share = self.elbo.progress(self.guide)
             self.run.interrupted = self._share < 1.0
@@ -275,7 +144,7 @@ class Trainer:
                 self.recovery.restore_best(self.guide)
             bar.update(self._share - bar.n)
             if checkpoint is not None:
-                self._save(checkpoint, self.elapsed_before + time.monotonic() - started)
+                save_run(checkpoint, self, self.elapsed_before + time.monotonic() - started)
 
     def _advance(self, bar: Any) -> None:
         """One step, noted and watched."""
@@ -291,11 +160,11 @@ class Trainer:
             self.open_ended.update(count, -loss)
             self.elbo.steps = self.open_ended.steps
         if math.isfinite(loss):
-            self._smoothed = -loss if self._smoothed != self._smoothed else 0.98 * self._smoothed - 0.02 * loss
+            self.smoothed = -loss if self.smoothed != self.smoothed else 0.98 * self.smoothed - 0.02 * loss
         if count % RECORD_EVERY == 0:
             self._record(count, loss)
             stage = "adversarial" if int(self.guide.adversarial_steps) else "trunk"
-            bar.set_postfix_str(f"ELBO {self._smoothed:.3f}, {stage} stage", refresh=False)
+            bar.set_postfix_str(f"ELBO {self.smoothed:.3f}, {stage} stage", refresh=False)
             bar.update(self.elbo.progress(self.guide) - bar.n)
         self.recovery.observe(loss)
 
@@ -359,26 +228,7 @@ class Trainer:
                 raise
             self.run.interrupted = True
             verdict = Verdict("suspect", ["the fit was not judged"])
-        return self._posterior(self._amended(verdict))
-
-    def _amended(self, verdict: Verdict) -> Verdict:
-        """The verdict with what the run itself tells: rollbacks and an interruption."""
-        status, reasons = verdict.status, list(verdict.reasons)
-        if self.run.rollbacks:
-            if status == "ok" and self.run.rollbacks > MANY_ROLLBACKS:
-                status = "suspect"
-            reasons.append(
-                f"the run broke down {self.run.rollbacks} times and went on from an earlier state with halved learning "
-                f"rates; the last time at {self.recovery.reasons[-1]}"
-            )
-        if self.recovery.kept_start:
-            status = "suspect" if status == "ok" else status
-            reasons.append("training made the trunk worse than it was at the start, which was kept; try a smaller lr")
-        if self.run.interrupted:
-            status = "suspect" if status == "ok" else status
-            reasons.append(f"interrupted after {self.run.steps} steps, {self._share:.0%} of the run")
-        figures = {**verdict.figures, "rollbacks": float(self.run.rollbacks)}
-        return replace(verdict, status=status, reasons=reasons, figures=figures)
+        return self._posterior(amended(verdict, self.run, self.recovery, self._share))
 
     def _failed(self, reason: str, started: float) -> Posterior:
         """The last good state as a posterior whose verdict is "failed"."""
@@ -404,59 +254,3 @@ class Trainer:
             comparison=self.guide.comparison,
             hmc_steps=hmc_steps,
         )
-
-    # -- checkpoints ------------------------------------------------------------------------------------
-
-    def _save(self, path: str | PathLike[str], elapsed: float) -> None:
-        write_atomically(
-            path,
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "fingerprint": self.fingerprint,
-                "parts": part_configurations(self.guide),
-                "sites": site_table(self.guide),
-                "state": self.state.capture(),
-                "recovery": self.recovery.state_dict(),
-                "rng": rng_state(),
-                "elapsed": elapsed,
-                "open_ended": None if self.open_ended is None else self.open_ended.state_dict(),
-                "smoothed": self._smoothed,
-                "history": self.run.history,
-                "iterates": self.iterates.state_dict(),
-                "comparison": plain_comparison(self.guide.comparison),
-                "modes": None if self.guide.modes is None else self.guide.modes._asdict(),
-                "start_notes": self.guide.start_notes,
-                "start_suspect": self.guide.start_suspect,
-            },
-        )
-
-    def _resume(self, path: str | PathLike[str]) -> None:
-        content = read_file(path, FORMAT, VERSION, KEYS)
-        for key, mine in (
-            ("fingerprint", self.fingerprint),
-            ("parts", part_configurations(self.guide)),
-            ("sites", site_table(self.guide)),
-        ):
-            if content[key] != mine:
-                raise CheckpointError(
-                    f"checkpoint={str(path)!r} belongs to another run: its {key} is {content[key]}, this run's is "
-                    f"{mine}; repeat that run's arguments or choose another file"
-                )
-        self.guide.load_state_dict(content["state"]["guide"])
-        # One evaluation on throw-away state registers the parameters with Pyro, then all of it is restored.
-        with torch.no_grad(), poutine.trace(param_only=True) as capture, poutine.block(hide_types=["sample"]):
-            self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
-        self.state.resume(content["state"], named_parameters(capture.trace))
-        self.recovery.load_state_dict(content["recovery"])
-        if self.open_ended is not None:
-            self.open_ended.load_state_dict(content["open_ended"])
-            self.elbo.steps = self.open_ended.steps
-        self.run.history = content["history"]
-        self.iterates.load_state_dict(content["iterates"])
-        self.guide.comparison = read_comparison(content["comparison"])
-        self.guide.modes = None if content["modes"] is None else LaplaceModes(**content["modes"])
-        self.guide.start_notes, self.guide.start_suspect = content["start_notes"], content["start_suspect"]
-        self.elapsed_before = content["elapsed"]
-        self._smoothed = content["smoothed"]
-        set_rng_state(content["rng"])

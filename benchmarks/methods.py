@@ -29,9 +29,9 @@ AVB_SOURCES = (
     *(
         f"avbvi/{name}.py"
         for name in (
-            *("adversarial", "adversaries", "annealing", "contrasts", "distributions", "elbo", "gradients", "guides"),
-            *("layout", "mixtures", "parts", "recovery", "refinement", "samplers", "schedules", "targets", "training"),
-            *("training_state", "trunk_stage"),
+            *("adversarial", "adversaries", "annealing", "contrasts", "distributions", "elbo", "fitting", "gradients"),
+            *("guides", "layout", "mixtures", "parts", "recovery", "refinement", "samplers", "schedules", "targets"),
+            *("training", "training_state", "trunk_stage"),
         )
     ),
 )
