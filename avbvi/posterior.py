@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from .arguments import fits_in_memory, function, instance, integer, real_tensor
@@ -19,10 +18,10 @@ from .estimates import Estimate
 from .export import to_arviz
 from .guides import AVBGuide
 from .integrity import check_entries, damage
+from .model_state import model_parameters
 from .parts import Plain, rebuild
 from .predictive import deterministic, log_joint, predictions
 from .refinement import Refinement, moved_draws, refinement
-from .rng import seeded
 from .runs import Run
 from .targets import Model, UnconstrainedTarget
 
@@ -253,13 +252,6 @@ class Posterior:
                 "run": vars(self.run),
             },
         )
-
-
-def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """The model's own learned parameters, unconstrained, by their names in Pyro's store."""
-    with torch.no_grad(), seeded(0), poutine.block(), poutine.trace(param_only=True) as capture:
-        model(*args, **kwargs)
-    return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -237,7 +238,15 @@ class Recovery:
         fallen = self._fallen_trunk() if self._trains_trunk() else self._fallen_level(level)
         if fallen is not None:
             return fallen
-        return broken_state(self.guide, self._snapshots[-1]["spread"] if self._snapshots else None)
+        return self._broken(self._snapshots[-1]["spread"] if self._snapshots else None)
+
+    def _spread(self) -> Tensor:
+        """Standard deviations of the guide's draws (base_dim,), always by the same noise."""
+        return base_spread(self.guide)
+
+    def _broken(self, last_spread: Tensor | None) -> str | None:
+        """What is wrong with the guide's state; ``last_spread`` is that of the last good look."""
+        return broken_state(self.guide, last_spread)
 
     def _trains_trunk(self) -> bool:
         return not int(self.guide.adversarial_steps) and bool(self.guide.part("trunk").is_trainable)
@@ -280,7 +289,7 @@ class Recovery:
         snapshot = {
             "state": self.state.capture(),
             "level": None if level is None else asdict(level),
-            "spread": base_spread(self.guide),
+            "spread": self._spread(),
         }
         self._snapshots = [*self._snapshots[-1:], snapshot]
         self._clear()
@@ -330,8 +339,7 @@ def broken_state(guide: AVBGuide, last_spread: Tensor | None = None) -> str | No
         guide: the guide; its random state is its own, so that nothing changes.
         last_spread: what :func:`base_spread` gave when the guide was last known to be good.
     """
-    tensors = [t for t in (*guide.parameters(), *guide.buffers()) if t.is_floating_point()]
-    if not math.isfinite(float(get_total_norm([t.detach() for t in tensors]))):
+    if not are_finite((*guide.parameters(), *guide.buffers())):
         return "a parameter or running moment is NaN or infinite"
     with seeded(0):
         draw = guide.draw(DRAWS)
@@ -344,24 +352,38 @@ def broken_state(guide: AVBGuide, last_spread: Tensor | None = None) -> str | No
     if not isinstance(guide.part("trunk"), IdentityTrunk):
         references.append(torch.ones_like(spread))
     for reference in references:
-        ratio = spread / reference
-        smallest, largest = float(ratio.min()), float(ratio.max())
-        if smallest < 1.0 / SPREAD:
-            return f"the sampler collapsed: a standard deviation in base coordinates changed by a factor {smallest:.3g}"
-        if largest > SPREAD:
-            return f"the sampler exploded: a standard deviation in base coordinates changed by a factor {largest:.3g}"
-    return _broken_adversary(guide)
-
-
-def _broken_adversary(guide: AVBGuide) -> str | None:
-    adversary = guide.part("adversary")
+        changed = changed_spread(spread, reference)
+        if changed is not None:
+            return changed
     with seeded(0):
         t = adversary_logits(guide, DRAWS)
-    log_ratio = adversary.objective.log_ratio(t)
-    largest = float(log_ratio.abs().max())
+    return broken_adversary(guide, t[:DRAWS], t[DRAWS:])
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all floating-point numbers in the tensors are finite (and not so large that their squares are not)."""
+    return math.isfinite(float(get_total_norm([t.detach() for t in tensors if t.is_floating_point()])))
+
+
+def changed_spread(spread: Tensor, reference: Tensor) -> str | None:
+    """What is said of standard deviations that are orders of magnitude from those they are compared with."""
+    ratio = spread / reference
+    smallest, largest = float(ratio.min()), float(ratio.max())
+    if smallest < 1.0 / SPREAD:
+        return f"the sampler collapsed: a standard deviation in base coordinates changed by a factor {smallest:.3g}"
+    if largest > SPREAD:
+        return f"the sampler exploded: a standard deviation in base coordinates changed by a factor {largest:.3g}"
+    return None
+
+
+def broken_adversary(guide: AVBGuide, t_q: Tensor, t_r: Tensor) -> str | None:
+    """What is said of an adversary whose output at draws of q and of the contrast is beyond reason."""
+    adversary = guide.part("adversary")
+    largest = max(float(adversary.objective.log_ratio(t).abs().max()) for t in (t_q, t_r))
     if not largest <= LARGEST_LOG_RATIO:
         return f"the adversary exploded: |T| reaches {largest:.3g}"
-    loss, chance = (float(adversary.objective.loss(x[:DRAWS], x[DRAWS:])) for x in (t, torch.zeros_like(t)))
+    pairs = ((t_q, t_r), (torch.zeros_like(t_q), torch.zeros_like(t_r)))
+    loss, chance = (float(adversary.objective.loss(*pair)) for pair in pairs)
     if not loss <= LARGEST_LOSS * abs(chance):
         return f"the adversary exploded: its loss is {loss:.3g}, at chance it would be {chance:.3g}"
     return None

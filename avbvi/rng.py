@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
 
 @contextmanager
@@ -56,3 +57,63 @@ def rng_untouched() -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
+
+
+class RandomStream:
+    """States of all generators for one part of a program, so that it draws the same whatever the others draw.
+
+    Args:
+        seed: where the stream begins.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._bits: Any = np.random.MT19937()
+        self._torch: Any = None
+        self._cuda: Any = None
+        self._python: Any = None
+        with seeded(seed):
+            self.load_state_dict(rng_state())
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Run the block with this stream's generators in place of the caller's."""
+        outer = self._exchange((self._torch, self._cuda, self._bits, self._python))
+        try:
+            yield
+        finally:
+            self._torch, self._cuda, self._bits, self._python = self._exchange(outer)
+
+    @staticmethod
+    def _exchange(states: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        """Put states in force; returns those that were. Copies nothing of NumPy's, whose states are slow to copy."""
+        cuda = torch.cuda.is_available()
+        found = (
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state_all() if cuda else [],
+            get_bit_generator(),
+            random.getstate(),
+        )
+        torch.set_rng_state(states[0])
+        if cuda and states[1]:
+            torch.cuda.set_rng_state_all(states[1])
+        set_bit_generator(states[2])
+        random.setstate(states[3])
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain data, for checkpoints."""
+        with rng_untouched(), self.in_use():
+            return rng_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        kind, keys, position, has_gauss, cached = state["numpy"]
+        version, internal, gauss = state["python"]
+        self._torch, self._cuda = state["torch"], state["cuda"]
+        self._python = (version, tuple(internal), gauss)
+        outer = get_bit_generator()
+        set_bit_generator(self._bits)
+        try:
+            np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+        finally:
+            set_bit_generator(outer)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .training import Trainer
 
 FORMAT = "avbvi-checkpoint"
-VERSION = 2
+VERSION = 3
 #: What a checkpoint has beside format and version.
 KEYS = frozenset(
     {
@@ -27,6 +27,7 @@ KEYS = frozenset(
         "parts",
         "sites",
         "state",
+        "batches",
         "recovery",
         "rng",
         "elapsed",
@@ -54,6 +55,7 @@ def save_run(path: str | PathLike[str], trainer: Trainer, elapsed: float) -> Non
             "parts": part_configurations(guide),
             "sites": site_table(guide),
             "state": trainer.state.capture(),
+            "batches": trainer.batches.state_dict(),
             "recovery": trainer.recovery.state_dict(),
             "rng": rng_state(),
             "elapsed": elapsed,
@@ -92,6 +94,7 @@ def resume_run(path: str | PathLike[str], trainer: Trainer) -> None:
     with torch.no_grad(), poutine.trace(param_only=True) as capture, poutine.block(hide_types=["sample"]):
         trainer.elbo.loss(trainer.model, guide, *trainer.args, **trainer.kwargs)
     trainer.state.resume(content["state"], named_parameters(capture.trace))
+    trainer.batches.load_state_dict(content["batches"])
     trainer.recovery.load_state_dict(content["recovery"])
     if trainer.open_ended is not None:
         trainer.open_ended.load_state_dict(content["open_ended"])

@@ -109,7 +109,7 @@ class Schedule:
 
 
 class ScheduledAdam(torch.optim.Adam):
-    """Adam whose learning rate is multiplied by ``factor()`` at every step."""
+    """Adam whose learning rates, each group's own, are multiplied by ``factor()`` at every step."""
 
     def __init__(
         self,
@@ -121,11 +121,11 @@ class ScheduledAdam(torch.optim.Adam):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, fused=True)
         self._factor = factor
-        self._lr = lr
+        self._rates = [float(group["lr"]) for group in self.param_groups]
 
     def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            group["lr"] = self._lr * self._factor()
+        for group, lr in zip(self.param_groups, self._rates, strict=True):
+            group["lr"] = lr * self._factor()
         return super().step(closure)
 
 

@@ -14,12 +14,14 @@ import torch
 from pyro import poutine
 from tqdm.auto import tqdm
 
+from .batches import Batches, FixedArguments, LoaderBatches, is_loader
 from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
 from .elbo import AdversarialELBO
 from .errors import FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
 from .integrity import damage
 from .interrupts import Interrupt
+from .model_state import claim_parameters, model_buffers
 from .posterior import Posterior, guide_elbo
 from .recovery import Recovery
 from .rng import rng_untouched
@@ -47,12 +49,18 @@ class Trainer:
         guide: AVBGuide,
         elbo: AdversarialELBO,
         lr: float,
+        *,
+        model_lr: float | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs
+        self.model, self.kwargs = model, kwargs
+        self.batches: Batches = LoaderBatches(args[0], device) if is_loader(args) else FixedArguments(args)
+        #: The arguments that stand for all others, and those of the last step.
+        self.args = self.current = self.batches.reference
         self.guide, self.elbo = guide, elbo
-        self.lr = lr
-        self.state = TrainingState(guide, elbo, lr)
-        self.recovery = Recovery(self.state)
+        self.lr, self.model_lr = lr, model_lr
+        self.state = TrainingState(guide, elbo, lr, model_lr, model_buffers(model, guide))
+        self.recovery = self._watch()
         self.run = Run()
         self.open_ended: OpenEnded | None = None
         self.iterates = Iterates()
@@ -100,10 +108,13 @@ class Trainer:
             "minutes": minutes,
             "seed": self.run.seed,
             "lr": self.lr,
+            "model_lr": self.model_lr,
             "elbo": self.elbo.settings(),
+            "batches": self.batches.settings(),
         }
         if self.open_ended is not None:
             self.fingerprint["stopping"] = self.open_ended.rule.settings()
+        claim_parameters(self.model, self.args, self.kwargs)
         resumes = checkpoint is not None and Path(checkpoint).exists()
         if checkpoint is not None and resumes:
             self.guide.setup(*self.args, **self.kwargs)
@@ -121,7 +132,7 @@ class Trainer:
         with torch.no_grad(), pyro.validation_enabled(True), rng_untouched():
             loss = self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
         if not resumes:
-            self.recovery.begin(loss)
+            self.recovery.begin(loss / self._unit())
 
     def _loop(self, started: float, bar: Any, checkpoint: str | PathLike[str] | None) -> None:
         saved = time.monotonic()
@@ -149,7 +160,7 @@ class Trainer:
     def _advance(self, bar: Any) -> None:
         """One step, noted and watched."""
         try:
-            loss = self.step()
+            loss = self.step() / self._unit()
         except FitFailed:
             raise
         except NonFiniteError as error:
@@ -163,16 +174,16 @@ class Trainer:
             self.smoothed = -loss if self.smoothed != self.smoothed else 0.98 * self.smoothed - 0.02 * loss
         if count % RECORD_EVERY == 0:
             self._record(count, loss)
-            stage = "adversarial" if int(self.guide.adversarial_steps) else "trunk"
-            bar.set_postfix_str(f"ELBO {self.smoothed:.3f}, {stage} stage", refresh=False)
+            bar.set_postfix_str(f"ELBO {self.smoothed:.3f}, {self._whereabouts()}", refresh=False)
             bar.update(self.elbo.progress(self.guide) - bar.n)
         self.recovery.observe(loss)
 
     def step(self) -> float:
-        """One step, the same as ``SVI.step`` with ``elbo.optimizer(lr)``; returns the loss."""
+        """One step, the same as ``SVI.step`` with ``elbo.optimizer(lr, model_lr)``; returns the loss."""
+        self.current = self.batches.next()
         try:
             with poutine.trace(param_only=True) as capture:
-                loss = self.elbo.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+                loss = self.elbo.loss_and_grads(self.model, self.guide, *self.current, **self.kwargs)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a matrix of the model is singular at some draw
             self.elbo.skip(self.guide)
             return math.nan
@@ -182,9 +193,27 @@ class Trainer:
     def _record(self, count: int, loss: float) -> None:
         self.run.history["step"].append(float(count))
         self.run.history["elbo"].append(-loss)
-        self.iterates.update(self.guide, self.elbo.progress(self.guide))
+        self._look()
         # Not guide.stage: after the last step that already tells which stage was kept.
         self.run.history["stage"].append(float(int(self.guide.adversarial_steps) > 0))
+
+    # -- what an amortised fit does in its own way --------------------------------------------------------
+
+    def _watch(self) -> Recovery:
+        """What watches the run."""
+        return Recovery(self.state)
+
+    def _unit(self) -> float:
+        """By what the last step's loss is divided in the record and on the bar."""
+        return 1.0
+
+    def _whereabouts(self) -> str:
+        """Where the run is, in words for the bar."""
+        return f"{'adversarial' if int(self.guide.adversarial_steps) else 'trunk'} stage"
+
+    def _look(self) -> None:
+        """Note how the draws move along the run."""
+        self.iterates.update(self.guide, self.elbo.progress(self.guide))
 
     # -- the end ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -25,12 +26,23 @@ class TrainingState:
         guide: the guide.
         elbo: its loss.
         lr: learning rate of the outer Adam.
+        model_lr: that of the model's own parameters; ``lr`` by default.
+        buffers: buffers of the model by name (running moments, say), which its steps may change.
     """
 
-    def __init__(self, guide: AVBGuide, elbo: AdversarialELBO, lr: float) -> None:
+    def __init__(
+        self,
+        guide: AVBGuide,
+        elbo: AdversarialELBO,
+        lr: float,
+        model_lr: float | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.guide = guide
         self.elbo = elbo
         self.lr = lr
+        self.model_lr = lr if model_lr is None else model_lr
+        self.buffers = dict(buffers or {})
         self.optimiser: ScheduledAdam | None = None
         self._parameters: dict[str, Tensor] = {}
 
@@ -44,10 +56,12 @@ class TrainingState:
 
     def _add(self, name: str, parameter: Tensor) -> None:
         if self.optimiser is None:
-            self.optimiser = ScheduledAdam([{"params": []}], lr=self.lr, factor=self.elbo.lr_factor)
+            groups = [{"params": [], "lr": rate} for rate in (self.lr, self.model_lr)]
+            self.optimiser = ScheduledAdam(groups, factor=self.elbo.lr_factor)
         if name not in self._parameters:
             self._parameters[name] = parameter
-            self.optimiser.param_groups[0]["params"].append(parameter)
+            its = int(not name.startswith(f"{self.guide._pyro_name}."))
+            self.optimiser.param_groups[its]["params"].append(parameter)
 
     # -- as plain data ------------------------------------------------------------------------------------
 
@@ -64,6 +78,7 @@ class TrainingState:
                     for name, p in pyro.get_param_store().named_parameters()
                     if name in self._parameters and id(p) not in own
                 },
+                "buffers": dict(self.buffers),
                 "names": [self._portable(name) for name in self._parameters],
                 "moments": {
                     self._portable(name): dict(moments[p]) for name, p in self._parameters.items() if p in moments
@@ -85,6 +100,8 @@ class TrainingState:
         store = dict(pyro.get_param_store().named_parameters())
         for name, value in content["model"].items():
             store[name].copy_(value)
+        for name, value in content["buffers"].items():
+            self.buffers[name].copy_(value)
         for name, parameter in self._parameters.items():
             assert self.optimiser is not None
             moments = content["moments"].get(self._portable(name))

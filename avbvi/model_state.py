@@ -1,0 +1,68 @@
+"""What a model has learned: its parameters in Pyro's store, and the buffers of its module."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .rng import seeded
+from .targets import LogDensity, Model
+
+
+def module_of(model: Model) -> nn.Module | None:
+    """The module that a model is, or is a method of; ``None`` for a plain function."""
+    found: Any = model
+    while isinstance(found, functools.partial):
+        found = found.func
+    found = getattr(found, "__self__", found)
+    return found if isinstance(found, nn.Module) else None
+
+
+def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's own learned parameters, unconstrained, by their names in Pyro's store.
+
+    Of a module's parameters it is the module's own that count, also where the store has another's under the name.
+    """
+    with torch.no_grad(), seeded(0), poutine.block(), poutine.trace(param_only=True) as capture:
+        model(*args, **kwargs)
+    result = {}
+    for name, site in capture.trace.nodes.items():
+        given = site["args"][1] if len(site["args"]) > 1 else None
+        result[name] = given if isinstance(given, nn.Parameter) else site["value"].unconstrained()
+    return result
+
+
+def model_buffers(model: Model, apart_from: nn.Module | None = None) -> dict[str, Tensor]:
+    """Buffers of the model's module by name, without those of another module (the guide)."""
+    module = module_of(model)
+    if module is None:
+        return {}
+    others = set() if apart_from is None else {id(b) for b in apart_from.buffers()}
+    return {name: b for name, b in module.named_buffers() if id(b) not in others}
+
+
+def claim_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Drop the entries of Pyro's store that other modules have left under the names of this model's modules.
+
+    Pyro would train those instead, and this model's would stay as they are, silently. The other modules keep their
+    values. Entries of ``pyro.param`` go on from the store, as in Pyro.
+    """
+    if isinstance(model, LogDensity):
+        return
+    store = pyro.get_param_store()
+    try:
+        with store.scope(), torch.no_grad(), seeded(0), poutine.block(), poutine.trace(param_only=True) as capture:
+            model(*args, **kwargs)
+            own = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+    except Exception:  # the guide's set-up runs the model too, and says more about what is wrong
+        return
+    there: Mapping[str, Tensor] = dict(store.named_parameters())
+    for name, parameter in own.items():
+        if isinstance(parameter, nn.Parameter) and there.get(name, parameter) is not parameter:
+            del store[name]
