@@ -16,6 +16,7 @@ from .amortised import (
     NoiseBasisSampler,
     SemiImplicitSampler,
 )
+from .amortised.posterior import AmortisedPosterior
 from .annealed import (
     AnnealedEvidence,
     GaussianStart,
@@ -34,7 +35,8 @@ from .errors import CheckpointError, FitFailed, ModelError, NonFiniteError
 from .estimates import Estimate
 from .fitting import fit
 from .guides import AVBGuide
-from .posterior import Posterior, load
+from .loading import load
+from .posterior import Posterior
 from .ranks import Calibration
 from .reference import HMCPosterior, hmc_posterior
 from .refinement import Refinement
@@ -52,6 +54,7 @@ __all__ = [
     "Adversary",
     "AffineTrunk",
     "AmortisedAVBGuide",
+    "AmortisedPosterior",
     "AmortisedSampler",
     "AnnealedEvidence",
     "BestTrunk",

@@ -92,10 +92,7 @@ class LoaderBatches:
         self._generators = _own_generators(loader)
         #: Passes that were begun, and batches taken from the last one.
         self.epoch, self.position = 0, 0
-        states = [g.get_state() for g in self._generators]
-        with seeded(0), torch.device("cpu"):
-            self.reference = self._arguments(_first(iter(loader)))
-        self._set_generators(states)
+        self.reference = reference_batch(loader, device)
         self._stream = RandomStream(int(torch.randint(2**31, (), device="cpu")))
         self._iterator: Iterator[Any] | None = None
         self._beginning = self._random_state()
@@ -103,7 +100,7 @@ class LoaderBatches:
     @property
     def steps_per_epoch(self) -> int | None:
         """Batches in a pass; ``None`` where the loader does not tell."""
-        return _length(self.loader)
+        return length_of(self.loader)
 
     def next(self) -> Arguments:
         """The arguments of the next step.
@@ -114,7 +111,7 @@ class LoaderBatches:
         # Order and generators are the CPU's, also where another device is the default.
         with self._stream.in_use(), torch.device("cpu"):
             batch = self._fetch()
-        return self._arguments(batch)
+        return _arguments(batch, self.device)
 
     def _fetch(self) -> Any:
         batch = _END if self._iterator is None else next(self._iterator, _END)
@@ -134,31 +131,17 @@ class LoaderBatches:
         self._iterator = iter(self.loader)
         return self._iterator
 
-    def _arguments(self, batch: Any) -> Arguments:
-        if isinstance(batch, Tensor):
-            batch = (batch,)
-        if not isinstance(batch, tuple | list) or not batch:
-            raise TypeError(
-                "a batch of the DataLoader must be a tensor, or a tuple or list of the model's arguments, found "
-                f"{found(batch)}; give the loader a collate_fn that makes one"
-            )
-        return tuple(batch) if self.device is None else tuple(moved(value, self.device) for value in batch)
-
     # -- as plain data ------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
         return {
             "batches": self.steps_per_epoch,
-            "data": _length(self.loader.dataset),
+            "data": length_of(self.loader.dataset),
             "batch_size": self.loader.batch_size,
         }
 
     def _random_state(self) -> dict[str, Any]:
         return {"random": self._stream.state_dict(), "generators": [g.get_state() for g in self._generators]}
-
-    def _set_generators(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Pass, batches taken from it, and the random state at its beginning."""
@@ -173,7 +156,7 @@ class LoaderBatches:
         assert state is not None
         self._iterator, self.epoch, self.position = None, max(state["epoch"] - 1, 0), 0
         self._stream.load_state_dict(state["random"])
-        self._set_generators(state["generators"])
+        _set_states(self._generators, state["generators"])
         self._beginning = {"random": state["random"], "generators": state["generators"]}
         if not state["epoch"]:
             return
@@ -186,6 +169,48 @@ class LoaderBatches:
                         "from it; give it the same data and batch size"
                     )
         self.position = state["position"]
+
+
+def reference_batch(loader: DataLoader[Any], device: torch.device | None = None) -> Arguments:
+    """The arguments in the first batch of a loader's pass that is seeded with 0; nothing goes on from it.
+
+    Raises:
+        TypeError, ValueError: as for :class:`LoaderBatches`.
+    """
+    generators = _own_generators(loader)
+    states = [g.get_state() for g in generators]
+    with seeded(0), torch.device("cpu"):
+        for generator in generators:
+            generator.manual_seed(0)
+        batch = _first(iter(loader))
+    _set_states(generators, states)
+    return _arguments(batch, device)
+
+
+def one_pass(loader: DataLoader[Any], device: torch.device | None = None) -> Iterator[Arguments]:
+    """The arguments in each batch of one pass over a loader, as it is.
+
+    Raises:
+        TypeError, ValueError: as for :class:`LoaderBatches`.
+    """
+    with torch.device("cpu"):
+        iterator = iter(loader)
+        batch = _first(iterator)
+    while batch is not _END:
+        yield _arguments(batch, device)
+        with torch.device("cpu"):
+            batch = next(iterator, _END)
+
+
+def _arguments(batch: Any, device: torch.device | None) -> Arguments:
+    if isinstance(batch, Tensor):
+        batch = (batch,)
+    if not isinstance(batch, tuple | list) or not batch:
+        raise TypeError(
+            "a batch of the DataLoader must be a tensor, or a tuple or list of the model's arguments, found "
+            f"{found(batch)}; give the loader a collate_fn that makes one"
+        )
+    return tuple(batch) if device is None else tuple(moved(value, device) for value in batch)
 
 
 _END = object()
@@ -201,10 +226,11 @@ def _first(iterator: Iterator[Any]) -> Any:
     return batch
 
 
-def _length(sized: Any) -> int | None:
+def length_of(sized: Any) -> int | None:
+    """Its length; ``None`` where there is none, as of an IterableDataset."""
     try:
         return len(sized)
-    except TypeError:  # an IterableDataset need not know
+    except TypeError:
         return None
 
 
@@ -217,5 +243,10 @@ def _own_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
         getattr(loader.batch_sampler, "sampler", None),
         loader.dataset,
     )
-    found = (getattr(holder, "generator", None) for holder in holders)
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+    held = (getattr(holder, "generator", None) for holder in holders)
+    return list({id(g): g for g in held if isinstance(g, torch.Generator)}.values())
+
+
+def _set_states(generators: list[torch.Generator], states: list[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)

@@ -7,7 +7,9 @@ from os import PathLike
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
+from .amortised.runs import AmortisedRun
 from .arguments import (
     device_of,
     flag,
@@ -18,10 +20,12 @@ from .arguments import (
     positive_number,
     seed_number,
 )
+from .batches import is_loader, length_of
 from .checkpoints import check_path
 from .devices import moved
 from .elbo import AdversarialELBO
 from .guides import AVBGuide
+from .model_state import module_of
 from .posterior import Posterior
 from .rng import seeded
 from .schedules import OpenEnded
@@ -30,6 +34,8 @@ from .targets import Model
 from .training import Trainer
 
 DEFAULT_STEPS = 5000
+#: Least number of passes over a DataLoader, where no length is given.
+DEFAULT_EPOCHS = 20
 #: Maximum of runs that a stopping rule ends.
 MOST_STEPS = 20 * DEFAULT_STEPS
 
@@ -47,9 +53,15 @@ def fit(
     checkpoint: str | PathLike[str] | None = None,
     elbo: AdversarialELBO | None = None,
     lr: float = 2e-3,
+    model_lr: float | None = None,
+    epochs: int | None = None,
     stopping: Stopping | None = None,
 ) -> Posterior:
     """Fit a model's posterior and judge the result.
+
+    With an amortised guide it is an :class:`~avbvi.AmortisedPosterior`, of the model's latents given any of its data,
+    and the model's own parameters (a decoder) are learned beside it. The data are then the model's arguments, all of
+    them in each step, or one DataLoader, whose batches are the arguments step by step: tensors, or tuples of arguments.
 
     A run that breaks down goes back to its last good state with half the learning rates. Ctrl-C ends it after the step
     under way: the posterior so far is returned, its verdict says so, and ``checkpoint`` can be taken up again. A second
@@ -57,16 +69,20 @@ def fit(
 
     Args:
         model: a Pyro model or a :class:`~avbvi.LogDensity`.
-        args, model_kwargs: the model's arguments.
+        args, model_kwargs: the model's arguments; with an amortised guide ``args`` may be one DataLoader.
         guide: an untrained :class:`~avbvi.AVBGuide`; the default one if ``None``.
         seed: makes the run reproducible, on a copy of the random state: the caller's is left alone.
-        steps: number of steps; with it a run is reproducible and resumes bit-equal.
+        steps: number of steps; with it a run is reproducible and resumes bit-equal. Without ``epochs`` and ``minutes``
+            it is 5000, and with a DataLoader of known length at least 20 passes over it.
         minutes: length of the run by the clock, instead of ``steps``.
-        device: where to train; tensors among the arguments are moved there.
+        device: where to train; tensors among the arguments are moved there, and a model that is a module or a
+            module's method.
         progress: show a progress bar with the current ELBO estimate.
         checkpoint: file to which the run is saved every 30 seconds and from which it resumes if it exists.
         elbo: the loss, for other than default settings; its ``steps`` are set by this function.
         lr: learning rate of the outer Adam.
+        model_lr: that of the model's own parameters; ``lr`` by default.
+        epochs: length of the run in passes over the DataLoader, instead of ``steps``.
         stopping: fit the trunk until this rule (a copy of it) finds its ELBO converged, then let the learning rate
             decay and begin the adversarial stage; ``steps`` is then the maximum, 100,000 by default. The posterior's
             ``run.stopped_at`` tells whether the rule fired.
@@ -75,16 +91,18 @@ def fit(
         The posterior, with its verdict.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: both ``steps`` and ``minutes``, a non-positive one, a ``guide`` that was trained before, or
-            ``stopping`` with ``minutes`` or without a trunk to train.
+        TypeError: an argument of the wrong type, or a DataLoader without an amortised guide or beside other arguments.
+        ValueError: more than one of ``steps``, ``epochs`` and ``minutes``, a non-positive one, a ``guide`` that was
+            trained before, ``epochs`` without a DataLoader of known length, one that gives no batch, or ``stopping``
+            with ``minutes`` or without a trunk to train.
         ModelError: the model can't be fitted (see :class:`~avbvi.AVBGuide`).
         FitFailed: the run broke down again and again; the error's ``posterior`` is that of the last good state.
         CheckpointError: ``checkpoint`` is damaged, a folder, belongs to another run, or is of another version.
         FileNotFoundError: the folder of ``checkpoint`` does not exist.
     """
-    if steps is not None and minutes is not None:
-        raise ValueError("give either steps or minutes, not both")
+    given = [name for name, value in (("steps", steps), ("epochs", epochs), ("minutes", minutes)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"give either steps, epochs or minutes, not several of them, found {' and '.join(given)}")
     if stopping is not None and minutes is not None:
         raise ValueError("stopping decides on a number of steps; give it without minutes, or minutes without it")
     if stopping is not None:
@@ -92,7 +110,9 @@ def fit(
     function("model", model)
     steps = None if steps is None else positive_integer("steps", steps)
     minutes = None if minutes is None else positive_number("minutes", minutes)
+    epochs = None if epochs is None else positive_integer("epochs", epochs)
     lr, seed = positive_number("lr", lr), seed_number(seed)
+    model_lr = None if model_lr is None else positive_number("model_lr", model_lr)
     flag("progress", progress)
     if guide is not None:
         instance("guide", guide, AVBGuide, "an AVBGuide")
@@ -100,22 +120,31 @@ def fit(
         instance("elbo", elbo, AdversarialELBO, "an AdversarialELBO (which may wrap another ELBO)")
     if checkpoint is not None:
         check_path(checkpoint, "checkpoint")
-    if len(args) == 1 and isinstance(args[0], torch.utils.data.DataLoader):
-        raise TypeError("a DataLoader as the model's argument needs an amortised guide, not supported by this version")
+    amortised = guide is not None and guide.is_amortised
+    _check_loader(args, amortised)
+    if amortised and stopping is not None:
+        raise ValueError("stopping ends the training of a trunk, which an amortised guide does not have; give steps")
     if elbo is not None and elbo.steps is not None:
         raise ValueError("elbo already has steps; give them to fit(steps=...) instead")
     if guide is not None and int(guide.step_count):
         raise ValueError(f"guide was trained before ({int(guide.step_count)} steps); fit needs an untrained one")
+    if epochs is not None:
+        steps = epochs * _steps_per_epoch(args)
     if steps is None and minutes is None:
-        steps = DEFAULT_STEPS if stopping is None else MOST_STEPS
+        steps = _default_steps(args) if stopping is None else MOST_STEPS
     kwargs = keywords("model_kwargs", model_kwargs)
     device = device_of(device)
     if device is not None:
-        args = tuple(moved(a, device) for a in args)
+        args = args if is_loader(args) else tuple(moved(a, device) for a in args)
         kwargs = {k: moved(v, device) for k, v in kwargs.items()}
+        module = module_of(model)
+        if module is not None:
+            module.to(device)
     where: AbstractContextManager[Any] = nullcontext() if device is None else torch.device(device)
     with seeded(seed), where:
-        trainer = Trainer(model, args, kwargs, guide or AVBGuide(model), elbo or AdversarialELBO(), lr)
+        kind = AmortisedRun if amortised else Trainer
+        guide, elbo = guide or AVBGuide(model), elbo or AdversarialELBO()
+        trainer = kind(model, args, kwargs, guide, elbo, lr, model_lr=model_lr, device=device)
         trainer.run.seed = seed
         if stopping is not None:
             assert steps is not None
@@ -126,3 +155,30 @@ def fit(
                 len(trainer.guide.part("trunk").candidates),
             )
         return trainer.train(steps, minutes, progress=progress, checkpoint=checkpoint)
+
+
+def _check_loader(args: tuple[Any, ...], amortised: bool) -> None:
+    if is_loader(args) and not amortised:
+        raise TypeError(
+            "a DataLoader as the model's argument needs an amortised guide, which has a posterior for each datum: "
+            "guide=AVBGuide(model, sampler=...) with a sampler that takes a context"
+        )
+    if not is_loader(args) and any(isinstance(a, DataLoader) for a in args):
+        raise TypeError(
+            f"args: a DataLoader must be the model's only positional argument, found {len(args)}; let its batches be "
+            "tuples of arguments, and give constant ones as model_kwargs"
+        )
+
+
+def _steps_per_epoch(args: tuple[Any, ...]) -> int:
+    if not is_loader(args):
+        raise ValueError("epochs counts passes over a DataLoader, and there is none among the arguments; give steps")
+    length = length_of(args[0])
+    if length is None:
+        raise ValueError("epochs needs a DataLoader of known length, and this one's data set has none; give steps")
+    return max(length, 1)
+
+
+def _default_steps(args: tuple[Any, ...]) -> int:
+    length = length_of(args[0]) if is_loader(args) else None
+    return DEFAULT_STEPS if length is None else max(DEFAULT_STEPS, DEFAULT_EPOCHS * length)

@@ -10,26 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import fits_in_memory, function, instance, integer, real_tensor
-from .checkpoints import read_file, write_atomically
+from .amortised.guide import AmortisedAVBGuide
+from .arguments import fits_in_memory, instance, integer, real_tensor
+from .checkpoints import write_atomically
 from .diagnostics import StageComparison, Verdict
-from .errors import CheckpointError
 from .estimates import Estimate
 from .export import to_arviz
 from .guides import AVBGuide
-from .integrity import check_entries, damage
-from .model_state import model_parameters
-from .parts import Plain, rebuild
+from .model_state import model_buffers, model_parameters
+from .parts import Plain
 from .predictive import deterministic, log_joint, predictions
 from .refinement import Refinement, moved_draws, refinement
 from .runs import Run
 from .targets import Model, UnconstrainedTarget
 
 FORMAT = "avbvi-posterior"
-VERSION = 2
+VERSION = 3
 #: What a file of a fit has beside format and version.
 KEYS = frozenset(
-    {"parts", "guide", "sites", "needs_model", "vectorize", "model", "verdict", "comparison", "hmc_steps", "run"}
+    {
+        *("parts", "own_context", "guide", "sites", "needs_model", "vectorize", "model", "buffers"),
+        *("verdict", "comparison", "hmc_steps", "run"),
+    }
 )
 ROLES = ("trunk", "sampler", "contrast", "adversary")
 
@@ -233,6 +235,16 @@ class Posterior:
             dims=dims,
         )
 
+    @property
+    def _needs_model(self) -> bool:
+        """Whether the density depends on the model."""
+        return bool(self.guide.is_adversarial and self.guide.part("adversary").uses_target)
+
+    @property
+    def _vectorize(self) -> bool:
+        """Whether the model runs for many draws at once."""
+        return self._target.vectorize
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a file, atomically; :func:`avbvi.load` reads it again."""
         write_atomically(
@@ -241,11 +253,13 @@ class Posterior:
                 "format": FORMAT,
                 "version": VERSION,
                 "parts": part_configurations(self.guide),
+                "own_context": isinstance(self.guide, AmortisedAVBGuide) and self.guide.has_own_context,
                 "guide": self.guide.state_dict(),
                 "sites": site_table(self.guide),
-                "needs_model": bool(self.guide.is_adversarial and self.guide.part("adversary").uses_target),
-                "vectorize": self._target.vectorize,
+                "needs_model": self._needs_model,
+                "vectorize": self._vectorize,
                 "model": {k: p.detach() for k, p in model_parameters(self.model, self.args, self.kwargs).items()},
+                "buffers": model_buffers(self.model, self.guide),
                 "verdict": self.verdict.to_dict(),
                 "comparison": plain_comparison(self.comparison),
                 "hmc_steps": self.hmc_steps,
@@ -272,9 +286,10 @@ def part_configurations(guide: AVBGuide) -> dict[str, Plain | None]:
 
 
 def site_table(guide: AVBGuide) -> list[list[Any]]:
-    """Names, shapes and widths of the latent sites, to tell whether a file belongs to a model."""
-    assert guide.layout is not None
-    return [[s.name, list(s.shape), s.stop - s.start] for s in guide.layout.sites]
+    """Names, shapes and widths of the latent sites (one datum's), to tell whether a file belongs to a model."""
+    layout = guide.plate_layout if isinstance(guide, AmortisedAVBGuide) else guide.layout
+    assert layout is not None
+    return [[s.name, list(s.shape), s.stop - s.start] for s in layout.sites]
 
 
 def plain_comparison(comparison: StageComparison | None) -> dict[str, Any] | None:
@@ -290,74 +305,3 @@ def read_comparison(plain: dict[str, Any] | None) -> StageComparison | None:
         return None
     arguments: dict[str, Any] = {name: Estimate(*v) if isinstance(v, list) else v for name, v in plain.items()}
     return StageComparison(**arguments)
-
-
-def load(
-    path: str | os.PathLike[str], model: Model, *args: Any, guide: AVBGuide | None = None, **kwargs: Any
-) -> Posterior:
-    """Read a saved fit of ``model`` with these arguments.
-
-    Args:
-        path: a file written by :meth:`Posterior.save`.
-        model: the model that was fitted.
-        args, kwargs: its arguments.
-        guide: an untrained guide with the same parts; needed only where some part is not built in.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, foreign, belongs to another model, or has custom parts and no
-            ``guide`` is given.
-    """
-    function("model", model)
-    if guide is not None:
-        instance("guide", guide, AVBGuide, "an AVBGuide")
-    content = read_file(path, FORMAT, VERSION, KEYS)
-    check_entries(content, path, ROLES)
-    if guide is None:
-        custom = sorted(role for role, plain in content["parts"].items() if plain is None)
-        if custom:
-            raise CheckpointError(
-                f"{str(path)!r} was fitted with custom parts {custom}; pass guide=AVBGuide(model, ...)"
-            )
-        with damage(path):
-            parts: dict[str, Any] = {role: rebuild(content["parts"][role]) for role in ROLES}
-        guide = AVBGuide(model, **parts)
-    with damage(path):
-        verdict, run = Verdict(**content["verdict"]), Run(**content["run"])
-        comparison = read_comparison(content["comparison"])
-    guide.setup(*args, **kwargs)
-    if site_table(guide) != content["sites"]:
-        raise CheckpointError(
-            f"{str(path)!r} belongs to another model: its latent sites are {content['sites']}, this model's are "
-            f"{site_table(guide)} (name, shape, unconstrained width)"
-        )
-    target_hint = content["parts"]["adversary"]
-    if target_hint is not None and guide.part("adversary").configuration() != target_hint:
-        raise CheckpointError(f"guide has another adversary than {str(path)!r}: {target_hint}")
-    try:
-        guide.load_state_dict(content["guide"])
-    except RuntimeError as error:
-        raise CheckpointError(f"guide's parts do not fit {str(path)!r}: {error}") from error
-    _restore(model_parameters(model, args, kwargs), content["model"], path)
-    guide.bind(model, args, kwargs, vectorize=content["vectorize"])
-    return Posterior(
-        model,
-        guide,
-        args,
-        kwargs,
-        verdict=verdict,
-        run=run,
-        comparison=comparison,
-        hmc_steps=content["hmc_steps"],
-    )
-
-
-@torch.no_grad()
-def _restore(parameters: dict[str, Tensor], values: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-    if {k: v.shape for k, v in parameters.items()} != {k: v.shape for k, v in values.items()}:
-        raise CheckpointError(
-            f"{str(path)!r} belongs to another model: its learned parameters are {sorted(values)}, this model's are "
-            f"{sorted(parameters)}"
-        )
-    for name, value in values.items():
-        parameters[name].copy_(value)

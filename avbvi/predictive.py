@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import reduce
 from typing import Any
 
@@ -217,6 +217,21 @@ def predictions(
     if not shared:
         return _evaluate(at, values, shapes, _value, lambda part: free)
     return _evaluate(at, values, shapes, _value, lambda part: poutine.condition(free, _discrete(target, part, shared)))
+
+
+@torch.no_grad()
+def expectations(target: UnconstrainedTarget, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mean of each observed site's distribution {site: shape}, averaged over draws {latent site: (n, *shape)}.
+
+    Sites whose distribution has no mean (a categorical one, say) are left out.
+    """
+    once = single_run(target, values)
+    shapes = {}
+    for name, node in observed_sites(once, values).items():
+        with suppress(NotImplementedError, AttributeError):
+            shapes[name] = node["fn"].mean.shape
+    draws = _evaluate(target, values, shapes, lambda trace, name: trace.nodes[name]["fn"].mean)
+    return {name: value.mean(0) for name, value in draws.items()}
 
 
 def _discrete(target: UnconstrainedTarget, part: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:

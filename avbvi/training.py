@@ -239,25 +239,28 @@ class Trainer:
             self.run.stopped_at = self.open_ended.decay_from
 
     def _judged(self) -> Posterior:
-        target = self.guide.target(*self.args, **self.kwargs)
-        assert target is not None
-        comparison = self.guide.comparison
         try:
-            verdict = judge(
-                self.guide,
-                target,
-                guide_elbo(self.guide, target, 20_000),
-                skipped=self.run.skipped_steps,
-                steps=self.run.steps,
-                comparison=comparison,
-                iterates=self.iterates.last_half(int(self.guide.stage)),
-            )
+            verdict = self._verdict()
         except KeyboardInterrupt:
             if self.run.interrupted:
                 raise
             self.run.interrupted = True
             verdict = Verdict("suspect", ["the fit was not judged"])
         return self._posterior(amended(verdict, self.run, self.recovery, self._share))
+
+    def _verdict(self) -> Verdict:
+        """The judgement on the guide in its final state."""
+        target = self.guide.target(*self.args, **self.kwargs)
+        assert target is not None
+        return judge(
+            self.guide,
+            target,
+            guide_elbo(self.guide, target, 20_000),
+            skipped=self.run.skipped_steps,
+            steps=self.run.steps,
+            comparison=self.guide.comparison,
+            iterates=self.iterates.last_half(int(self.guide.stage)),
+        )
 
     def _failed(self, reason: str, started: float) -> Posterior:
         """The last good state as a posterior whose verdict is "failed"."""

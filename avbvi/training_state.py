@@ -63,6 +63,11 @@ class TrainingState:
             its = int(not name.startswith(f"{self.guide._pyro_name}."))
             self.optimiser.param_groups[its]["params"].append(parameter)
 
+    def model_tensors(self) -> list[Tensor]:
+        """The model's own parameters that the steps have met, and its buffers."""
+        own = {id(p) for p in self.guide.parameters()}
+        return [*(p for p in self._parameters.values() if id(p) not in own), *self.buffers.values()]
+
     # -- as plain data ------------------------------------------------------------------------------------
 
     def capture(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from .modes import ModeShares, mode_shares
 from .movement import MomentShift, Movement, moment_shift, move
 from .stages import StageComparison, choose_stage
 from .stein import stein_matrix
-from .verdict import Verdict, judge
+from .verdict import Findings, Verdict, judge
 from .weights import (
     K_HAT_LIMIT,
     WeightSummary,
@@ -22,6 +22,7 @@ __all__ = [
     "K_HAT_LIMIT",
     "Agreement",
     "Calibration",
+    "Findings",
     "Iterates",
     "ModeShares",
     "MomentShift",

@@ -52,7 +52,7 @@ class Verdict:
         return {"status": self.status, "reasons": list(self.reasons), "figures": dict(self.figures)}
 
 
-class _Findings:
+class Findings:
     """What the checks found: figures, doubts with what to try, remarks."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def judge(
             adversary, a tenth for the chains.
         iterates: means and sds of the draws (records, 2, dim) at even times of the last part of the run.
     """
-    found = _Findings()
+    found = Findings()
     found.figures |= {"skipped_steps": float(skipped), "adversarial": float(guide.is_adversarial)}
     with pyro.validation_enabled(False):
         draws = guide.draw(n)
@@ -123,7 +123,7 @@ def _exceeds(estimate: Estimate, limit: float) -> bool:
     return not (estimate.value <= limit or estimate.value <= limits.SIGMAS * estimate.stderr)
 
 
-def _check_finite(found: _Findings, elbo: Estimate, share: float) -> None:
+def _check_finite(found: Findings, elbo: Estimate, share: float) -> None:
     found.figures["finite_share"] = share
     found.figure("elbo", elbo)
     if not math.isfinite(elbo.value) or share < limits.FINITE_SHARE:
@@ -133,7 +133,7 @@ def _check_finite(found: _Findings, elbo: Estimate, share: float) -> None:
         found.doubt(f"{1 - share:.2%} of the draws lie where the log-density is not finite", SUPPORT)
 
 
-def _check_run(found: _Findings, skipped: int, steps: int, iterates: Tensor | None) -> None:
+def _check_run(found: Findings, skipped: int, steps: int, iterates: Tensor | None) -> None:
     if not steps:
         reason = "no training step was done: the time given was over before the set-up was"
         found.doubt(reason, LONGER, failed=True)
@@ -155,7 +155,7 @@ def _check_run(found: _Findings, skipped: int, steps: int, iterates: Tensor | No
         found.doubt(reason, LONGER)
 
 
-def _check_starts(found: _Findings, guide: AVBGuide) -> None:
+def _check_starts(found: Findings, guide: AVBGuide) -> None:
     notes: list[str] = list(getattr(guide, "start_notes", []))
     if getattr(guide, "start_suspect", False):
         found.doubt("; ".join(notes) or "the starts cast doubt on the posterior")
@@ -163,7 +163,7 @@ def _check_starts(found: _Findings, guide: AVBGuide) -> None:
         found.remarks += notes
 
 
-def _check_modes(found: _Findings, guide: AVBGuide, z: Tensor) -> None:
+def _check_modes(found: Findings, guide: AVBGuide, z: Tensor) -> None:
     modes = mode_shares(guide, z)
     if modes is None:
         return
@@ -185,7 +185,7 @@ def _check_modes(found: _Findings, guide: AVBGuide, z: Tensor) -> None:
         found.doubt(reason, MODES)
 
 
-def _check_movement(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget, chains: int) -> None:
+def _check_movement(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, chains: int) -> None:
     """Fresh draws before and after a short HMC."""
     try:
         movement = move(guide, target, chains=chains)
@@ -241,7 +241,7 @@ def _told_apart(movement: Movement) -> Estimate:
     )
 
 
-def _check_stein(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int) -> None:
+def _check_stein(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int) -> None:
     matrix, noise = stein_matrix(guide, target, n)
     if not bool(torch.isfinite(matrix).all()):
         found.figures["stein_error"] = math.inf
@@ -258,7 +258,7 @@ def _check_stein(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget,
         found.doubt(reason, LONGER, REFINE)
 
 
-def _check_adversary(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int) -> None:
+def _check_adversary(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int) -> None:
     """Held-out calibration of T, and a fresh adversary beside it."""
     calibration = calibrate(guide, target, n)
     found.figures["calibration_error"] = calibration.reliability.error
@@ -292,7 +292,7 @@ def _check_adversary(found: _Findings, guide: AVBGuide, target: UnconstrainedTar
         found.doubt(reason, LONGER)
 
 
-def _check_elbo(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget, elbo: Estimate, n: int) -> None:
+def _check_elbo(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, elbo: Estimate, n: int) -> None:
     """The ELBO, with its direction, beside the log-evidence by the trunk's exact weights."""
     if elbo.stderr > limits.ELBO_STDERR:
         found.doubt(f"the ELBO is known only to {elbo.stderr:.2g}; its terms vary widely", LONGER)
@@ -330,7 +330,7 @@ def _check_elbo(found: _Findings, guide: AVBGuide, target: UnconstrainedTarget, 
         )
 
 
-def _report_stages(found: _Findings, comparison: StageComparison) -> None:
+def _report_stages(found: Findings, comparison: StageComparison) -> None:
     found.figure("stage_difference", comparison.difference)
     kept = "adversarial stage" if comparison.keep_adversarial else "trunk"
     excess = comparison.classifier_excess

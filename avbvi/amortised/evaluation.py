@@ -1,0 +1,175 @@
+"""What fresh draws say of an amortised guide: the terms of its ELBO, and what moments prove of its density."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from torch import Tensor
+
+from ..estimates import Estimate
+from ..rng import seeded
+from ..targets import Model
+from .guide import AmortisedAVBGuide
+from .minibatch import Minibatch
+
+#: Numbers that one evaluation of sampler, adversary or model may take as input: bounds the memory.
+CHUNK = 2**22
+#: Evaluations into which draws are divided at least: each asks the contrast anew, whose moments may be estimates.
+PIECES = 10
+
+
+class DrawTerms(NamedTuple):
+    """Draws of q(z | x) for each datum of a minibatch, and their densities, unconstrained.
+
+    Shapes: ``z`` (n, B, dim); ``log_p``, log p(x, z), ``log_r``, the contrast's log r(z | x), and ``log_ratio``, the
+    adversary's log q - log r, (n, B), in float64.
+    """
+
+    z: Tensor
+    log_p: Tensor
+    log_r: Tensor
+    log_ratio: Tensor
+
+    @property
+    def log_q(self) -> Tensor:
+        """Learned log q(z | x), (n, B)."""
+        return self.log_r + self.log_ratio
+
+    @property
+    def elbo(self) -> Tensor:
+        """log p(x, z) - log q(z | x), (n, B)."""
+        return self.log_p - self.log_q
+
+
+@torch.no_grad()
+def draw_terms(guide: AmortisedAVBGuide, data: Minibatch, n: int) -> DrawTerms:
+    """n fresh draws for each datum of a minibatch, with their densities."""
+    target, sampler = guide._target_of(data), guide.part("sampler")
+    pieces: list[tuple[Tensor, ...]] = []
+    for rows in _rows(guide, data, n):
+        z = sampler(sampler.sample_noise(torch.Size((rows, data.frame.size)), like=guide.anchor), data.context)
+        given = guide.given(data)
+        log_r = given.log_prob(z)
+        log_ratio = guide.log_ratio_and_contrast(z, data, given) - log_r
+        pieces.append((z, target.log_joint(z).double(), log_r.double(), log_ratio.double()))
+    return DrawTerms(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+def _rows(guide: AmortisedAVBGuide, data: Minibatch, n: int) -> list[int]:
+    """Draws in each evaluation, n in all."""
+    size = min(_most(guide, data), math.ceil(n / PIECES))
+    return [min(size, n - start) for start in range(0, n, size)]
+
+
+def _most(guide: AmortisedAVBGuide, data: Minibatch) -> int:
+    """Draws that one evaluation may take for each datum."""
+    assert guide.plate_layout is not None
+    return max(1, CHUNK // max(1, data.frame.size * (data.context.shape[1] + guide.plate_layout.dim)))
+
+
+@torch.no_grad()
+def held_out_logits(guide: AmortisedAVBGuide, data: Minibatch, n: int) -> tuple[Tensor, Tensor]:
+    """The adversary's output T at n fresh draws of q and of r for each datum, (n * B,) each; fewer of many data."""
+    n = min(n, _most(guide, data))
+    given, adversary = guide.given(data), guide.part("adversary")
+    z_q = guide.posterior_of(data).draw((n,)).z.reshape(n, data.frame.size, -1)
+    z = torch.cat([z_q, given.sample(n)])
+    t: Tensor = adversary(given.features(z), data.context, **guide.log_prior_if_used(z, data))
+    return t[:n].flatten(), t[n:].flatten()
+
+
+def mean_over_data(terms: Tensor) -> Estimate:
+    """Mean of terms (n, B) with its standard error, of the draws alone: the data count as given."""
+    n, batch = terms.shape
+    stderr = math.sqrt(float(terms.var(0).mean()) / (n * batch)) if n > 1 else math.nan
+    if n >= 2 * PIECES:
+        # Draws that share a contrast share its error.
+        means = torch.stack([part.mean() for part in terms.tensor_split(PIECES)])
+        stderr = max(stderr, float(means.std()) / math.sqrt(PIECES))
+    return Estimate(float(terms.mean()), stderr)
+
+
+@torch.no_grad()
+def gaussian_log_prob(fitted: Tensor, z: Tensor) -> Tensor:
+    """log N(z; m, C) of each datum, m and C the moments of other draws of it: (n', B, dim), (n, B, dim) -> (n, B).
+
+    C is shrunk a little towards its diagonal, by 1 / n'.
+    """
+    n, _, dim = fitted.shape
+    mean = fitted.double().mean(0)
+    centred = (fitted.double() - mean).transpose(0, 1)
+    covariance = centred.mT @ centred / (n - 1)
+    variance = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+    covariance = torch.lerp(covariance, torch.diag_embed(variance), 1.0 / n)
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    factor = torch.where((info == 0)[:, None, None], factor, torch.diag_embed(variance.sqrt()))
+    whitened = torch.linalg.solve_triangular(factor, (z.double() - mean).permute(1, 2, 0), upper=False)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return (-0.5 * whitened.square().sum(1) - log_det[:, None] - 0.5 * dim * math.log(2.0 * math.pi)).mT
+
+
+class MomentBound(NamedTuple):
+    """What the moments of q(z | x) alone prove of KL(q, r) in nats per datum, beside what the adversary says of it.
+
+    For any density f the expectation of log f under q is at most that of log q. With f the Gaussian of q's moments,
+    taken from other draws, ``proved`` = E_q[log f - log r] is a lower bound of KL(q, r) for every contrast r; for a
+    diagonal Gaussian with q's moments it is -1/2 log det corr(q) less what the estimate of the moments costs, about
+    dim (dim + 3) / 4 nats over the number of draws that they are taken from. ``claimed`` is the mean of the learned
+    log q - log r. ``missed``, proved less claimed by pairs of the same draws, is at most what the ELBO's estimate
+    is too high by.
+    """
+
+    proved: Estimate
+    claimed: Estimate
+    missed: Estimate
+
+
+def moment_bound(terms: DrawTerms) -> MomentBound:
+    """The bound from draws of which the first half gives the moments and the second the expectations."""
+    half = len(terms.z) // 2
+    fitted, held_out = terms.z[:half], DrawTerms(*(values[half:] for values in terms))
+    log_f = gaussian_log_prob(fitted, held_out.z)
+    return MomentBound(
+        mean_over_data(log_f - held_out.log_r),
+        mean_over_data(held_out.log_ratio),
+        mean_over_data(log_f - held_out.log_q),
+    )
+
+
+def activity(z: Tensor) -> Tensor:
+    """Share of each latent coordinate's variance that lies between data: (n, B, dim) -> (dim,).
+
+    0 where q(z | x) is the same for all x, whatever the prior. For a standard normal prior it is close to the
+    variance over x of E[z | x] that Burda, Grosse and Salakhutdinov (2016, importance weighted autoencoders) call
+    activity. The noise of the means over n draws is taken off.
+    """
+    n, _, _ = z.shape
+    z = z.double()
+    within = z.var(0).mean(0)
+    between = (z.mean(0).var(0) - within / n).clamp_min(0.0)
+    return between / (between + within).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+@torch.no_grad()
+def likelihood_is_discrete(model: Model, data: Minibatch) -> bool:
+    """Whether all that a model says of its observed data is discrete, so that no log p(x) can be positive."""
+    with seeded(0), poutine.block():
+        trace = poutine.trace(model).get_trace(*data.args, **data.kwargs)
+    inside = [
+        node
+        for node in trace.observation_nodes
+        if any(f.name == data.frame.name for f in trace.nodes[node]["cond_indep_stack"])
+    ]
+    supports = []
+    for name in inside:
+        node = trace.nodes[name]
+        if node["infer"].get("_deterministic"):
+            continue
+        if isinstance(node["fn"], Unit):
+            return False  # a factor may be of any size
+        supports.append(node["fn"].support)
+    return bool(supports) and all(bool(s is not None and s.is_discrete) for s in supports)

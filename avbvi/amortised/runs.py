@@ -1,0 +1,108 @@
+"""The run of an amortised fit: what it does in its own way beside the loop that it shares with other fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..diagnostics import Verdict
+from ..recovery import DRAWS, Recovery, are_finite, broken_adversary, changed_spread
+from ..rng import seeded
+from ..training import Trainer
+from ..training_state import TrainingState
+from .evaluation import held_out_logits
+from .guide import AmortisedAVBGuide
+from .minibatch import Minibatch
+from .posterior import AmortisedPosterior
+from .verdict import judge
+
+#: Numbers that a look at the run's health may draw.
+MOST = 2**20
+
+
+class AmortisedRecovery(Recovery):
+    """Watches an amortised run: parameters, draws and adversary on one minibatch, and losses per datum.
+
+    Losses vary from minibatch to minibatch: their median is compared with the last one in units of their own spread
+    and of the number of latents.
+
+    Args:
+        state: what the run's steps change.
+        run: the run, for its arguments.
+    """
+
+    def __init__(self, state: TrainingState, run: AmortisedRun) -> None:
+        super().__init__(state)
+        self._run = run
+
+    def _data(self) -> Minibatch:
+        guide = self._run.guide
+        assert isinstance(guide, AmortisedAVBGuide)
+        return guide.minibatch(*self._run.args, **self._run.kwargs)
+
+    @torch.no_grad()
+    def _spread(self) -> Tensor:
+        """Standard deviations of the draws (dim,), averaged over data on the scale of logarithms."""
+        with seeded(0):
+            z = self._draws(self._data())
+        return z.std(0).clamp_min(torch.finfo(z.dtype).tiny).log().mean(0).exp()
+
+    def _draws(self, data: Minibatch) -> Tensor:
+        guide = self._run.guide
+        assert isinstance(guide, AmortisedAVBGuide)
+        z: Tensor = guide.posterior_of(data).draw((self._number(data),)).z
+        return z.reshape(z.shape[0], data.frame.size, -1)
+
+    def _number(self, data: Minibatch) -> int:
+        width = data.context.shape[1] + self.guide.part("trunk").base_dim
+        return min(max(MOST // (data.frame.size * width), 8), DRAWS)
+
+    @torch.no_grad()
+    def _broken(self, last_spread: Tensor | None) -> str | None:
+        guide = self._run.guide
+        assert isinstance(guide, AmortisedAVBGuide)
+        if not are_finite((*guide.parameters(), *guide.buffers())):
+            return "a parameter of the guide is NaN or infinite"
+        if not are_finite(self.state.model_tensors()):
+            return "a parameter of the model is NaN or infinite"
+        with seeded(0):
+            data = self._data()
+            z = self._draws(data)
+            if not bool(torch.isfinite(z).all()):
+                return "draws are not finite"
+            t_q, t_r = held_out_logits(guide, data, self._number(data))
+        if last_spread is not None:
+            changed = changed_spread(self._spread(), last_spread)
+            if changed is not None:
+                return changed
+        return broken_adversary(guide, t_q, t_r)
+
+
+class AmortisedRun(Trainer):
+    """One run of :func:`avbvi.fit` with an amortised guide; losses are noted per datum."""
+
+    def _amortised(self) -> AmortisedAVBGuide:
+        assert isinstance(self.guide, AmortisedAVBGuide)
+        return self.guide
+
+    def _watch(self) -> Recovery:
+        return AmortisedRecovery(self.state, self)
+
+    def _unit(self) -> float:
+        reader = self._amortised().reader
+        assert reader is not None
+        return float(reader.frame(self.current, self.kwargs).full_size)
+
+    def _whereabouts(self) -> str:
+        return f"epoch {self.batches.epoch}" if self.batches.epoch else f"step {int(self.guide.step_count)}"
+
+    def _look(self) -> None:
+        """Draws of one minibatch say little of how the guide moves; nothing is noted."""
+
+    def _verdict(self) -> Verdict:
+        guide, run = self._amortised(), self.run
+        data = guide.minibatch(*self.args, **self.kwargs)
+        return judge(guide, self.model, data, skipped=run.skipped_steps, steps=run.steps)
+
+    def _posterior(self, verdict: Verdict) -> AmortisedPosterior:
+        return AmortisedPosterior(self.model, self.guide, self.args, self.kwargs, verdict=verdict, run=self.run)

@@ -1,0 +1,105 @@
+"""load: read a saved fit."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .amortised.posterior import AmortisedPosterior
+from .arguments import function, instance
+from .batches import is_loader, reference_batch
+from .checkpoints import read_file
+from .diagnostics import Verdict
+from .errors import CheckpointError
+from .guides import AVBGuide
+from .integrity import check_entries, damage
+from .model_state import claim_parameters, model_buffers, model_parameters
+from .parts import rebuild
+from .posterior import FORMAT, KEYS, ROLES, VERSION, Posterior, read_comparison, site_table
+from .runs import Run
+from .targets import Model
+
+
+def load(
+    path: str | os.PathLike[str], model: Model, *args: Any, guide: AVBGuide | None = None, **kwargs: Any
+) -> Posterior:
+    """Read a saved fit of ``model`` with these arguments.
+
+    Args:
+        path: a file written by :meth:`Posterior.save`.
+        model: the model that was fitted.
+        args, kwargs: its arguments; one DataLoader stands for its first batch, as in :func:`avbvi.fit`.
+        guide: an untrained guide with the same parts; needed only where some part is not built in, or an amortised
+            guide has a ``context`` function.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, foreign, belongs to another model, or has custom parts and no
+            ``guide`` is given.
+    """
+    function("model", model)
+    if guide is not None:
+        instance("guide", guide, AVBGuide, "an AVBGuide")
+    content = read_file(path, FORMAT, VERSION, KEYS)
+    check_entries(content, path, ROLES)
+    if is_loader(args):
+        args = reference_batch(args[0])
+    claim_parameters(model, args, kwargs)
+    if guide is None:
+        custom = sorted(role for role, plain in content["parts"].items() if plain is None)
+        if custom:
+            raise CheckpointError(
+                f"{str(path)!r} was fitted with custom parts {custom}; pass guide=AVBGuide(model, ...)"
+            )
+        if content["own_context"]:
+            raise CheckpointError(
+                f"{str(path)!r} was fitted with a context function, which no file can hold; pass guide=AVBGuide(model, "
+                "sampler=..., context=...)"
+            )
+        with damage(path):
+            parts: dict[str, Any] = {role: rebuild(content["parts"][role]) for role in ROLES}
+        guide = AVBGuide(model, **parts)
+    with damage(path):
+        verdict, run = Verdict(**content["verdict"]), Run(**content["run"])
+        comparison = read_comparison(content["comparison"])
+    guide.setup(*args, **kwargs)
+    if site_table(guide) != content["sites"]:
+        raise CheckpointError(
+            f"{str(path)!r} belongs to another model: its latent sites are {content['sites']}, this model's are "
+            f"{site_table(guide)} (name, shape, unconstrained width)"
+        )
+    target_hint = content["parts"]["adversary"]
+    if target_hint is not None and guide.part("adversary").configuration() != target_hint:
+        raise CheckpointError(f"guide has another adversary than {str(path)!r}: {target_hint}")
+    try:
+        guide.load_state_dict(content["guide"])
+    except RuntimeError as error:
+        raise CheckpointError(f"guide's parts do not fit {str(path)!r}: {error}") from error
+    _restore(model_parameters(model, args, kwargs), content["model"], path, "parameters")
+    _restore(model_buffers(model, guide), content["buffers"], path, "buffers")
+    guide.bind(model, args, kwargs, vectorize=content["vectorize"])
+    kind = AmortisedPosterior if guide.is_amortised else Posterior
+    return kind(
+        model,
+        guide,
+        args,
+        kwargs,
+        verdict=verdict,
+        run=run,
+        comparison=comparison,
+        hmc_steps=content["hmc_steps"],
+    )
+
+
+@torch.no_grad()
+def _restore(mine: dict[str, Tensor], values: dict[str, Tensor], path: str | os.PathLike[str], what: str) -> None:
+    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in values.items()}:
+        raise CheckpointError(
+            f"{str(path)!r} belongs to another model: its learned {what} are {sorted(values)}, this model's are "
+            f"{sorted(mine)}"
+        )
+    for name, value in values.items():
+        mine[name].copy_(value)
