@@ -253,7 +253,7 @@ class Posterior:
                 "format": FORMAT,
                 "version": VERSION,
                 "parts": part_configurations(self.guide),
-                "own_context": isinstance(self.guide, AmortisedAVBGuide) and self.guide.has_own_context,
+                "own_context": isinstance(self.guide, AmortisedAVBGuide) and self.guide._context is not None,
                 "guide": self.guide.state_dict(),
                 "sites": site_table(self.guide),
                 "needs_model": self._needs_model,

@@ -279,7 +279,6 @@ class AmortisedPosterior(Posterior):
         terms = draw_terms(self.guide, data, n)
         _, log_det = self._layout.constrain(terms.z)
         values = self._values(terms.z)
-        names = {} if data.frame.name in values else {key: [data.frame.name] for key in ("lp", "log_q")}
         return to_arviz(
             target,
             values,
@@ -294,7 +293,7 @@ class AmortisedPosterior(Posterior):
             posterior_predictive=posterior_predictive,
             prior=prior,
             coords=coords,
-            dims={**names, **(dims or {})},
+            dims=dims,
         )
 
     def to(self, device: torch.device | str) -> AmortisedPosterior:
