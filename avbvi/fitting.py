@@ -25,7 +25,7 @@ from .checkpoints import check_path
 from .devices import moved
 from .elbo import AdversarialELBO
 from .guides import AVBGuide
-from .model_state import module_of
+from .model_state import modules_of
 from .posterior import Posterior
 from .rng import seeded
 from .schedules import OpenEnded
@@ -75,8 +75,7 @@ def fit(
         steps: number of steps; with it a run is reproducible and resumes bit-equal. Without ``epochs`` and ``minutes``
             it is 5000, and with a DataLoader of known length at least 20 passes over it.
         minutes: length of the run by the clock, instead of ``steps``.
-        device: where to train; tensors among the arguments are moved there, and a model that is a module or a
-            module's method.
+        device: where to train; tensors among the arguments are moved there, and the modules that the model works with.
         progress: show a progress bar with the current ELBO estimate.
         checkpoint: file to which the run is saved every 30 seconds and from which it resumes if it exists.
         elbo: the loss, for other than default settings; its ``steps`` are set by this function.
@@ -137,8 +136,7 @@ def fit(
     if device is not None:
         args = args if is_loader(args) else tuple(moved(a, device) for a in args)
         kwargs = {k: moved(v, device) for k, v in kwargs.items()}
-        module = module_of(model)
-        if module is not None:
+        for module in modules_of(model).values():
             module.to(device)
     where: AbstractContextManager[Any] = nullcontext() if device is None else torch.device(device)
     with seeded(seed), where:

@@ -1,8 +1,9 @@
-"""What a model has learned: its parameters in Pyro's store, and the buffers of its module."""
+"""What a model has learned: its parameters in Pyro's store, and the buffers of its modules."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,24 @@ from .rng import seeded
 from .targets import LogDensity, Model
 
 
-def module_of(model: Model) -> nn.Module | None:
-    """The module that a model is, or is a method of; ``None`` for a plain function."""
+def modules_of(model: Model) -> dict[str, nn.Module]:
+    """The modules that a model works with, by name, as far as they can be seen.
+
+    These are the model itself, the object whose method it is, or modules among that object's attributes; for a
+    function, modules that it closes over or that are global variables which it names.
+    """
     found: Any = model
     while isinstance(found, functools.partial):
         found = found.func
-    found = getattr(found, "__self__", found)
-    return found if isinstance(found, nn.Module) else None
+    owner = getattr(found, "__self__", found)
+    if isinstance(owner, nn.Module):
+        return {"": owner}
+    if owner is not found or not inspect.isfunction(found):
+        held = dict(getattr(owner, "__dict__", {}))
+    else:
+        seen = inspect.getclosurevars(found)
+        held = {**seen.globals, **seen.nonlocals}
+    return {f"{name}.": value for name, value in held.items() if isinstance(value, nn.Module)}
 
 
 def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
@@ -39,12 +51,14 @@ def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def model_buffers(model: Model, apart_from: nn.Module | None = None) -> dict[str, Tensor]:
-    """Buffers of the model's module by name, without those of another module (the guide)."""
-    module = module_of(model)
-    if module is None:
-        return {}
+    """Buffers of the model's modules by name, without those of another module (the guide)."""
     others = set() if apart_from is None else {id(b) for b in apart_from.buffers()}
-    return {name: b for name, b in module.named_buffers() if id(b) not in others}
+    return {
+        prefix + name: buffer
+        for prefix, module in modules_of(model).items()
+        for name, buffer in module.named_buffers()
+        if id(buffer) not in others
+    }
 
 
 def claim_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

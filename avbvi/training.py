@@ -129,7 +129,8 @@ class Trainer:
         if self.open_ended is not None and not self.guide.part("trunk").is_trainable:
             raise ValueError("stopping ends the training of a trunk, and this guide's has nothing to train; give steps")
         # One evaluation with Pyro's validation on: misshapen sites and arguments fail here, with their names.
-        with torch.no_grad(), pyro.validation_enabled(True), rng_untouched():
+        kept = self.state.buffers_kept()
+        with torch.no_grad(), pyro.validation_enabled(True), rng_untouched(), kept:
             loss = self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
         if not resumes:
             self.recovery.begin(loss / self._unit())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -67,6 +68,16 @@ class TrainingState:
         """The model's own parameters that the steps have met, and its buffers."""
         own = {id(p) for p in self.guide.parameters()}
         return [*(p for p in self._parameters.values() if id(p) not in own), *self.buffers.values()]
+
+    @contextmanager
+    def buffers_kept(self) -> Iterator[None]:
+        """Run the block and restore the model's buffers: an evaluation in a resumed run must not move a mean."""
+        before = _copied(self.buffers)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                self.buffers[name].copy_(value)
 
     # -- as plain data ------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 import avbvi
 from avbvi import AdversarialELBO, AffineTrunk, AVBGuide, MLPAdversary, MLPSampler, Verdict
 from avbvi import training as training_module
-from avbvi.model_state import claim_parameters, model_buffers, model_parameters, module_of
+from avbvi.model_state import claim_parameters, model_buffers, model_parameters, modules_of
 
 X = torch.tensor([[0.3, -0.2], [0.1, 0.8], [0.4, 0.1]])
 
@@ -54,12 +54,32 @@ def stored() -> dict[str, Tensor]:
     return dict(pyro.get_param_store().named_parameters())
 
 
-def test_a_models_module() -> None:
+class Holder:
+    """A model's owner that is no module itself."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.decoder, self.width = decoder, 2
+
+    def model(self, x: Tensor) -> None:
+        self.decoder(x)
+
+
+GLOBAL = nn.BatchNorm1d(2)
+
+
+def test_a_models_modules() -> None:
     decoder = Decoder()
     for model in (decoder.model, partial(decoder.model), partial(partial(decoder.model), x=X)):
-        assert module_of(model) is decoder
-    assert module_of(Learned().forward) is not None
-    assert module_of(lambda x: None) is None
+        assert modules_of(model) == {"": decoder}
+    learned = Learned()
+    assert modules_of(learned) == modules_of(learned.forward) == {"": learned}
+    assert modules_of(Holder(decoder).model) == {"decoder.": decoder}
+
+    def closing_over(x: Tensor) -> None:
+        decoder.model(GLOBAL(x))
+
+    assert modules_of(closing_over) == {"decoder.": decoder, "GLOBAL.": GLOBAL}
+    assert modules_of(lambda x: None) == {}
 
 
 def test_entries_of_another_module_are_dropped() -> None:

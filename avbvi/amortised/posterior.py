@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..estimates import Estimate
 from ..export import to_arviz
 from ..layout import LatentLayout
-from ..model_state import module_of
+from ..model_state import modules_of
 from ..posterior import Posterior
 from ..predictive import deterministic, expectations, predictions
 from ..refinement import Refinement
@@ -297,15 +297,11 @@ class AmortisedPosterior(Posterior):
         )
 
     def to(self, device: torch.device | str) -> AmortisedPosterior:
-        """Move guide, model and data to a device, in place; returns the posterior itself.
-
-        The model follows if it is a module or a module's method.
-        """
+        """Move guide, the model's modules and data to a device, in place; returns the posterior itself."""
         where = device_of(device)
         assert where is not None
         self.guide.to(where)
-        module = module_of(self.model)
-        if module is not None:
+        for module in modules_of(self.model).values():
             module.to(where)
         self.args = tuple(moved(a, where) for a in self.args)
         self.kwargs = {name: moved(value, where) for name, value in self.kwargs.items()}
