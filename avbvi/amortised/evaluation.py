@@ -20,6 +20,8 @@ from .minibatch import Minibatch
 CHUNK = 2**22
 #: Evaluations into which draws are divided at least: each asks the contrast anew, whose moments may be estimates.
 PIECES = 10
+#: Data whose moments are looked at, and draws for them: 64 for each coordinate within these limits.
+MOMENT_DATA, LEAST_MOMENT_DRAWS, MOST_MOMENT_DRAWS = 256, 512, 4096
 
 
 class DrawTerms(NamedTuple):
@@ -95,21 +97,30 @@ def mean_over_data(terms: Tensor) -> Estimate:
 
 @torch.no_grad()
 def gaussian_log_prob(fitted: Tensor, z: Tensor) -> Tensor:
-    """log N(z; m, C) of each datum, m and C the moments of other draws of it: (n', B, dim), (n, B, dim) -> (n, B).
-
-    C is shrunk a little towards its diagonal, by 1 / n'.
-    """
+    """log N(z; m, C) of each datum, m and C the moments of other draws of it: (n', B, dim), (n, B, dim) -> (n, B)."""
     n, _, dim = fitted.shape
     mean = fitted.double().mean(0)
     centred = (fitted.double() - mean).transpose(0, 1)
     covariance = centred.mT @ centred / (n - 1)
     variance = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
-    covariance = torch.lerp(covariance, torch.diag_embed(variance), 1.0 / n)
-    factor, info = torch.linalg.cholesky_ex(covariance)
+    factor, info = torch.linalg.cholesky_ex(covariance + torch.diag_embed(1e-9 * variance))
+    # Any density will do; where rounding leaves no factor the correlations are let go.
     factor = torch.where((info == 0)[:, None, None], factor, torch.diag_embed(variance.sqrt()))
     whitened = torch.linalg.solve_triangular(factor, (z.double() - mean).permute(1, 2, 0), upper=False)
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return (-0.5 * whitened.square().sum(1) - log_det[:, None] - 0.5 * dim * math.log(2.0 * math.pi)).mT
+
+
+@torch.no_grad()
+def moment_draws(guide: AmortisedAVBGuide, data: Minibatch) -> Tensor:
+    """Draws from which :func:`moment_bound` takes the moments of the first 256 data, (n, B, dim)."""
+    assert guide.plate_layout is not None
+    context, sampler = data.context[:MOMENT_DATA], guide.part("sampler")
+    n = min(max(64 * guide.plate_layout.dim, LEAST_MOMENT_DRAWS), MOST_MOMENT_DRAWS)
+    size = max(1, CHUNK // max(1, len(context) * (context.shape[1] + guide.plate_layout.dim)))
+    rows = [min(size, n - start) for start in range(0, n, size)]
+    shapes = (torch.Size((k, len(context))) for k in rows)
+    return torch.cat([sampler(sampler.sample_noise(shape, like=guide.anchor), context) for shape in shapes])
 
 
 class MomentBound(NamedTuple):
@@ -119,8 +130,7 @@ class MomentBound(NamedTuple):
     taken from other draws, ``proved`` = E_q[log f - log r] is a lower bound of KL(q, r) for every contrast r; for a
     diagonal Gaussian with q's moments it is -1/2 log det corr(q) less what the estimate of the moments costs, about
     dim (dim + 3) / 4 nats over the number of draws that they are taken from. ``claimed`` is the mean of the learned
-    log q - log r. ``missed``, proved less claimed by pairs of the same draws, is at most what the ELBO's estimate
-    is too high by.
+    log q - log r. The ELBO's estimate is too high by ``missed`` at least: proved less claimed, by the same draws.
     """
 
     proved: Estimate
@@ -128,15 +138,17 @@ class MomentBound(NamedTuple):
     missed: Estimate
 
 
-def moment_bound(terms: DrawTerms) -> MomentBound:
-    """The bound from draws of which the first half gives the moments and the second the expectations."""
-    half = len(terms.z) // 2
-    fitted, held_out = terms.z[:half], DrawTerms(*(values[half:] for values in terms))
-    log_f = gaussian_log_prob(fitted, held_out.z)
+def moment_bound(terms: DrawTerms, fitted: Tensor) -> MomentBound:
+    """The bound for the data of which there are moments.
+
+    Args:
+        terms: fresh draws, for B data.
+        fitted: others, from which the moments are taken, for the first of these data (n, up to B, dim).
+    """
+    z, _, log_r, log_ratio = (values[:, : fitted.shape[1]] for values in terms)
+    log_f = gaussian_log_prob(fitted, z)
     return MomentBound(
-        mean_over_data(log_f - held_out.log_r),
-        mean_over_data(held_out.log_ratio),
-        mean_over_data(log_f - held_out.log_q),
+        mean_over_data(log_f - log_r), mean_over_data(log_ratio), mean_over_data(log_f - log_r - log_ratio)
     )
 
 

@@ -21,6 +21,7 @@ from .evaluation import (
     likelihood_is_discrete,
     mean_over_data,
     moment_bound,
+    moment_draws,
 )
 from .guide import AmortisedAVBGuide
 from .minibatch import Minibatch
@@ -75,7 +76,7 @@ def judge(
         skipped: steps skipped for non-finite gradients.
         steps: steps done.
         ais: log-likelihoods of the same data by annealed importance sampling.
-        n: draws for each datum; moments are taken from another 16 for each latent coordinate, 512 at most.
+        n: draws for each datum.
 
     Raises:
         ValueError: ``ais`` is about another number of data.
@@ -86,16 +87,13 @@ def judge(
             f"ais must be about the same data: it has log_evidence of shape {tuple(ais.log_evidence.shape)}, the data "
             f"are {batch}; give judge(*args, ais=...) the minibatch that it was computed for"
         )
-    assert guide.plate_layout is not None
     found = Findings()
     found.figures |= {"skipped_steps": float(skipped), "adversarial": 1.0, "data": float(batch)}
     with pyro.validation_enabled(False):
-        # Half of the draws go into the moments.
-        rows = max(n, 2 * min(16 * guide.plate_layout.dim, 512))
-        terms = draw_terms(guide, data, rows)
+        terms = draw_terms(guide, data, n)
         _check_run(found, skipped, steps)
         if _is_finite(found, terms):
-            _check_moments(found, terms)
+            _check_moments(found, terms, moment_draws(guide, data))
             _check_calibration(found, guide, data, n)
             _check_elbo(found, model, data, terms)
             if ais is not None:
@@ -124,8 +122,8 @@ def _is_finite(found: Findings, terms: DrawTerms) -> bool:
     return False
 
 
-def _check_moments(found: Findings, terms: DrawTerms) -> None:
-    bound = moment_bound(terms)
+def _check_moments(found: Findings, terms: DrawTerms, fitted: Tensor) -> None:
+    bound = moment_bound(terms, fitted)
     found.figure("kl_contrast_proved", bound.proved)
     found.figure("kl_contrast_claimed", bound.claimed)
     found.figure("missed_nats", bound.missed)
