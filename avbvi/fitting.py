@@ -101,7 +101,7 @@ def fit(
     """
     given = [name for name, value in (("steps", steps), ("epochs", epochs), ("minutes", minutes)) if value is not None]
     if len(given) > 1:
-        raise ValueError(f"give either steps, epochs or minutes, not several of them, found {' and '.join(given)}")
+        raise ValueError(f"give either {' or '.join(given)}, not {'both' if len(given) == 2 else 'all of them'}")
     if stopping is not None and minutes is not None:
         raise ValueError("stopping decides on a number of steps; give it without minutes, or minutes without it")
     if stopping is not None:

@@ -15,9 +15,10 @@ from .errors import CheckpointError, ModelError
 
 #: What a file of a posterior holds besides its format and version.
 ENTRIES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("parts", "guide", "model", "verdict", "run"), dict),
+    **dict.fromkeys(("parts", "guide", "model", "buffers", "verdict", "run"), dict),
     "sites": list,
     "vectorize": bool,
+    "own_context": bool,
     "comparison": (dict, NoneType),
 }
 
@@ -28,7 +29,7 @@ def check_entries(content: dict[str, Any], path: str | os.PathLike[str], roles: 
         if name not in content or not isinstance(content[name], kind):
             what = found(content[name]) if name in content else "none"
             raise CheckpointError(f"{str(path)!r} is damaged: its entry {name!r} is of a wrong kind, found {what}")
-    for name in ("guide", "model"):
+    for name in ("guide", "model", "buffers"):
         if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content[name].items()):
             raise CheckpointError(f"{str(path)!r} is damaged: its entry {name!r} must hold tensors by name")
     if set(content["parts"]) != set(roles):

@@ -141,6 +141,18 @@ class AmortisedPosterior(Posterior):
         values = self._values(self._draws(n, data))
         return {**values, **deterministic(self._joint_target(data), values)}
 
+    def _given(self, draws: Mapping[str, Any], site: Any) -> Tensor:
+        """A site's draws (n, B, *shape), checked, without the other plates' dimensions."""
+        name, trailing = f"draws[{site.name!r}]", self._layout.trailing
+        value = real_tensor(name, draws[site.name]).to(self.guide.anchor)
+        if not value.numel() or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} must hold at least one draw and be finite, found shape {tuple(value.shape)}")
+        end = value.dim() - len(site.shape)
+        if trailing and (end < trailing or any(size != 1 for size in value.shape[end - trailing : end])):
+            shape = ", ".join(["n", "data", *["1"] * trailing, *map(str, site.shape)])
+            raise ValueError(f"{name} must have shape ({shape}), found {tuple(value.shape)}")
+        return self._layout.out_of_plate(value, site) if trailing else value
+
     @torch.no_grad()
     def log_prob(self, draws: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Learned log q(z | x) (n, B) of draws {site: (n, B, *shape)}, with respect to the sites' own coordinates.
@@ -156,16 +168,12 @@ class AmortisedPosterior(Posterior):
         data = self._data(args, kwargs)
         if data.subsampled:
             data = self._whole(data)
-        values = {}
-        for site in self._layout.sites:
-            if site.name in draws:
-                value = real_tensor(f"draws[{site.name!r}]", draws[site.name]).to(self.guide.anchor)
-                values[site.name] = self._layout.out_of_plate(value, site)
+        values = {site.name: self._given(draws, site) for site in self._layout.sites if site.name in draws}
         z, log_det = self._layout.unconstrain(values)
-        if z.dim() < 2 or z.shape[-2] != data.frame.size:
+        if z.dim() < 3 or z.shape[-2] != data.frame.size:
             raise ValueError(
-                f"draws must be of the {data.frame.size} data, shape (n, {data.frame.size}, *shape), found "
-                f"{tuple(draws[self._layout.sites[0].name].shape)}; hand in the data that they are of"
+                f"draws must be of the {data.frame.size} data, shape (n, {data.frame.size}, *shape), "
+                f"found {tuple(draws[self._layout.sites[0].name].shape)}; hand in the data that they are of"
             )
         log_q: Tensor = self.guide.log_ratio_and_contrast(z, data, self.guide.given(data))
         return log_q - log_det

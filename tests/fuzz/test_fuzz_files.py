@@ -94,7 +94,7 @@ def test_files_of_something_else(content: Any, tmp_path: Path) -> None:
     check("files", lambda: avbvi.load(path, model), "fit.pt")
 
 
-KEYS = ("parts", "sites", "guide", "model", "verdict", "run", "comparison", "vectorize")
+KEYS = ("parts", "own_context", "sites", "guide", "model", "buffers", "verdict", "run", "comparison", "vectorize")
 
 
 WRONG = [None, 3, "text", [1], {"a": 1}, {1: 2}, {"trunk": {"class": "os.system"}}, "absent"]

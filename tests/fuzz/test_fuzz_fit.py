@@ -52,13 +52,15 @@ FIT: dict[str, Any] = {
     "checkpoint": some(cases.NO_PATH),
     "elbo": some(cases.NO_OBJECT) | st.builds(Trace_ELBO),
     "lr": cases.no_number_in(0.0, math.inf),
+    "model_lr": some(cases.no_number_in(0.0, math.inf)),
+    "epochs": COUNT | st.just(3),
 }
 
 
 @pytest.mark.parametrize("name", FIT)
 @given(data=st.data())
 def test_an_argument_of_fit(name: str, data: st.DataObject) -> None:
-    options = {"steps": 1, "progress": False} if name not in ("minutes", "steps") else {"progress": False}
+    options = {"steps": 1, "progress": False} if name not in ("minutes", "steps", "epochs") else {"progress": False}
     value = data.draw(FIT[name])
     check("fit", lambda: avbvi.fit(model, **{**options, name: value}), name)
 
