@@ -17,13 +17,13 @@ PLAIN = {"leapfrog_steps": 4, "progress": False, "seed": 0}
 
 
 def example() -> tuple[LinearGaussian, VAE, AVBGuide]:
-    density = LinearGaussian.simulated(20, 5, 2, noise=0.8)
+    density = LinearGaussian.simulated(20, 5, 2, noise=1.2)
     decoder = nn.Linear(2, 5)
     with torch.no_grad():
         decoder.weight.copy_(density.weight)
         decoder.bias.copy_(density.bias)
-    vae = VAE(decoder, 2, NormalLikelihood(0.8))
-    return density, vae, AVBGuide(vae.model, sampler=ConditionalGaussianSampler(5, hidden=(8,)))
+    vae = VAE(decoder, 2, NormalLikelihood(1.2))
+    return density, vae, AVBGuide(vae.model, sampler=ConditionalGaussianSampler(5, (8,)))
 
 
 def test_an_amortised_guide_gives_each_datum_its_start():
@@ -65,7 +65,7 @@ def test_nothing_of_decoder_or_guide_is_moved():
 
 def test_a_guide_to_another_model_is_refused():
     density, _, guide = example()
-    other = VAE(nn.Linear(3, 5), 3, NormalLikelihood(0.8), name="other")
+    other = VAE(nn.Linear(3, 5), 3, NormalLikelihood(1.2), name="other")
     guide(density.x)
     with pytest.raises(ValueError, match=r"guide draws vectors of shape .* 3 unconstrained coordinates"):
         annealed_importance_sampling(other.model, density.x, guide=guide, **PLAIN)
