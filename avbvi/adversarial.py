@@ -38,8 +38,12 @@ class AdversaryTrainer:
         """Fit the contrast to the sampler from scratch and give the adversary a head start."""
         guide.part("sampler").begin(guide.part("trunk"))
         guide.part("contrast").begin(guide.part("trunk"), guide.draw_base(max(4096, 8 * batch)))
-        for _ in range(pretrain_steps):
-            self.step(guide, batch, 1.0)
+        self.steps(guide, batch, 1.0, pretrain_steps)
+
+    def steps(self, guide: AVBGuide, batch: int, factor: float, count: int) -> None:
+        """``count`` times :meth:`step`."""
+        for _ in range(count):
+            self.step(guide, batch, factor)
 
     def follow(self, guide: AVBGuide, schedule: Schedule, done: float, timed: bool) -> tuple[float, float]:
         """Average of the sampler's weights and polish at a point of the adversarial stage, in [0, 1).

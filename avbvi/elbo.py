@@ -351,8 +351,7 @@ class AdversarialELBO(ELBO):
         """The adversary's steps at a point of its stage; sets the outer step's rate."""
         trainer = self._trainers.of(guide)
         self._factor, factor = trainer.follow(guide, self.schedule, done, timed)
-        for _ in range(self.adversary_steps):
-            trainer.step(guide, self.adversary_batch, self.caution * factor)
+        trainer.steps(guide, self.adversary_batch, self.caution * factor, self.adversary_steps)
 
     def _moving(self, guides: list[AVBGuide]) -> bool:
         """Whether the outer step moves anything: not while the adversaries are polished."""

@@ -243,7 +243,10 @@ class AmortisedAVBGuide(AVBGuide):
     @torch.no_grad()
     def draw_latents(self, n: int, *args: Any, **kwargs: Any) -> Tensor:
         """n draws for every datum of a minibatch, as unconstrained vectors (n, B, dim)."""
-        data = self.minibatch(*args, **kwargs)
+        return self.draw_for(self.minibatch(*args, **kwargs), n)
+
+    def draw_for(self, data: Minibatch, n: int) -> Tensor:
+        """n draws for every datum of a :class:`Minibatch`, (n, B, dim)."""
         sampler = self.part("sampler")
         z: Tensor = sampler(sampler.sample_noise(torch.Size((n, data.frame.size)), like=self.anchor), data.context)
         return z
@@ -260,7 +263,7 @@ class AmortisedAVBGuide(AVBGuide):
         if self.master is not None:
             return None
         known: Any = self._target
-        if known is None or known.model is not model or known.vectorize != vectorize:
+        if known is None or known.model != model or known.vectorize != vectorize:
             data = self.minibatch(*args, **kwargs)
             known = DatumTarget(model, self.plate_layout, args, kwargs, vectorize=vectorize, indices=data.known_indices)
             self._target = known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adversarial import AdversaryTrainer
 from ..guides import AVBGuide
@@ -12,6 +12,8 @@ from .guide import AmortisedAVBGuide
 
 #: With it the learned ELBO of a smooth sampler was off by .002 nats, without by .05 (docs/decisions.md).
 POLISH_FACTOR = 4
+#: Draws per datum that are made at once.
+MOST_DRAWS = 1024
 
 
 class AmortisedTrainer(AdversaryTrainer):
@@ -23,13 +25,13 @@ class AmortisedTrainer(AdversaryTrainer):
 
     def begin(self, guide: AVBGuide, batch: int, pretrain_steps: int) -> None:
         """Give the adversary a head start, on one minibatch."""
-        for _ in range(pretrain_steps):
-            self.step(guide, batch, 1.0)
+        self.steps(guide, batch, 1.0, pretrain_steps)
 
-    def step(self, guide: AVBGuide, batch: int, factor: float) -> None:
-        """One step of the adversary, from ``batch`` draws of q and of r for every datum, at ``factor`` times its rate.
+    def steps(self, guide: AVBGuide, batch: int, factor: float, count: int) -> None:
+        """``count`` steps of the adversary at ``factor`` times its rate, each from ``batch`` draws per datum of q and r.
 
-        In the polish, when all else rests, there are POLISH_FACTOR times as many draws.
+        In the polish, when all else rests, there are POLISH_FACTOR times as many draws. The draws of all steps are made
+        at once: the sampler does not move between them, and sees each context once.
 
         A step whose draws or gradient are not finite is skipped and counted in the guide's ``skipped_steps``; a
         gradient that is much longer than those before is shortened.
@@ -38,20 +40,47 @@ class AmortisedTrainer(AdversaryTrainer):
         data, given = guide.current_call()
         if bool(guide.polishing):
             batch = POLISH_FACTOR * batch
-        adversary, contrast, sampler = guide.part("adversary"), guide.part("contrast"), guide.part("sampler")
-        with torch.no_grad():
-            noise = sampler.sample_noise(torch.Size((batch, data.frame.size)), like=guide.anchor)
-            z_q = sampler(noise, data.context)
-            z = torch.cat([z_q, given.sample(batch)])
-            if not bool(torch.isfinite(z).all()):
-                guide.skipped_steps += 1
-                return
-            features, log_prior = given.features(z), guide.log_prior_if_used(z, data)
-            context = data.context.detach()
+        together = max(1, min(count, MOST_DRAWS // batch))
+        for first in range(0, count, together):
+            n = min(together, count - first)
+            with torch.no_grad():
+                z_q = guide.draw_for(data, n * batch)
+                z_r = given.sample(n * batch)
+                features = given.features(z_q), given.features(z_r)
+                log_prior = [guide.log_prior_if_used(z, data) for z in (z_q, z_r)]
+            for part in range(n):
+                rows = slice(part * batch, (part + 1) * batch)
+                self._step(
+                    guide,
+                    (z_q[rows], z_r[rows]),
+                    torch.cat([f[rows] for f in features]),
+                    {name: torch.cat([of[name][rows] for of in log_prior]) for name in log_prior[0]},
+                    data.context.detach(),
+                    factor,
+                )
+
+    def step(self, guide: AVBGuide, batch: int, factor: float) -> None:
+        """One of :meth:`steps`."""
+        self.steps(guide, batch, factor, 1)
+
+    def _step(
+        self,
+        guide: AVBGuide,
+        draws: tuple[Tensor, Tensor],
+        features: Tensor,
+        log_prior: dict[str, Tensor],
+        context: Tensor,
+        factor: float,
+    ) -> None:
+        z_q, z_r = draws
+        if not bool(torch.isfinite(z_q).all() & torch.isfinite(z_r).all()):
+            guide.skipped_steps += 1
+            return
+        adversary, contrast = guide.part("adversary"), guide.part("contrast")
         with torch.enable_grad():
             t = adversary(features, context, **log_prior)
-            loss = adversary.objective.loss(t[:batch], t[batch:])
-            own = contrast.loss(z_q, context, sampler)
+            loss = adversary.objective.loss(t[: len(z_q)], t[len(z_q) :])
+            own = contrast.loss(z_q, context, guide.part("sampler"))
             if own is not None:
                 loss = loss + own
         self._move(guide, loss, factor)

@@ -188,6 +188,46 @@ def test_the_averages_of_encoder_and_decoder_are_taken_before_the_polish() -> No
                 average[name] = torch.lerp(average.get(name, now), now, 1.0 - decay)
 
 
+def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
+    known = LinearGaussian()
+    x = known.data(6)
+    guide = small_guide(known.model, contrast=PriorContrast()).setup(x)
+    elbo = AdversarialELBO(pretrain_steps=0, adversary_steps=3)
+    svi = SVI(known.model, guide, elbo.optimizer(lr=0.1), loss=elbo)
+    svi.step(x)
+    right = guide.part("sampler").c.detach().clone()
+    before, decoder = snapshot(guide), snapshot(known.decoder)
+    with torch.no_grad():
+        guide.part("sampler").c[0] = torch.nan
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="Encountered NaN"):
+        svi.step(x)
+    assert int(guide.skipped_steps) == 3 + 1  # the adversary's and the outer one
+    with torch.no_grad():
+        guide.part("sampler").c.copy_(right)
+    assert changed(before, guide) == {"skipped_steps", "adversarial_steps", "step_count"}
+    assert changed(decoder, known.decoder) == set()
+    svi.step(x)
+    assert int(guide.skipped_steps) == 4
+    assert "sampler" in changed(before, guide)
+
+
+def test_the_contrast_is_shared_by_all_steps_of_a_call() -> None:
+    known = LinearGaussian()
+    x = known.data(6)
+    asked = []
+
+    class Counting(ConditionalGaussianContrast):
+        def given(self, *args: Any) -> Any:
+            asked.append(len(args[1]))
+            return super().given(*args)
+
+    guide = small_guide(known.model, contrast=Counting()).setup(x)
+    elbo = AdversarialELBO(pretrain_steps=5, adversary_steps=3, num_particles=2)
+    for part in (x, x[:4]):
+        elbo.loss_and_grads(known.model, guide, part)
+    assert asked == [6, 4]
+
+
 def test_numbers_of_draws_that_were_left_open_follow_the_guide() -> None:
     known = LinearGaussian()
     x = known.data(6)
