@@ -217,8 +217,7 @@ class AdversarialELBO(ELBO):
                 loss = float(value.detach())
             else:
                 loss = self.elbo.loss_and_grads(annealed, guide, *args, **kwargs)
-        for g in guides:
-            self._trainers.of(g).meet(g)
+        self._trainers.meet(guides)
         gradients = with_gradient(guide)
         finite = self._guard.admits(float(loss), [p.grad for p in gradients if p.grad is not None], guides)
         if not finite or not self._moving(guides):

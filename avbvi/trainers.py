@@ -53,6 +53,12 @@ class Trainers:
             self._trainers[guide] = trainer
         return self._trainers[guide]
 
+    def meet(self, guides: list[AVBGuide]) -> None:
+        """Tell the trainers that there are that the outer step has its gradients."""
+        for guide in guides:
+            if guide in self._trainers:
+                self._trainers[guide].meet(guide)
+
     def state_dict(self) -> dict[str, Any]:
         """States by the guides' names."""
         return self._waiting | {g._pyro_name: t.state_dict() for g, t in self._trainers.items()}

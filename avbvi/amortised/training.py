@@ -28,7 +28,7 @@ class AmortisedTrainer(AdversaryTrainer):
         self.steps(guide, batch, 1.0, pretrain_steps)
 
     def steps(self, guide: AVBGuide, batch: int, factor: float, count: int) -> None:
-        """``count`` steps of the adversary at ``factor`` times its rate, each from ``batch`` draws per datum of q and r.
+        """``count`` steps of the adversary at ``factor`` times its rate, with ``batch`` draws of q and r per datum.
 
         In the polish, when all else rests, there are POLISH_FACTOR times as many draws. The draws of all steps are made
         at once: the sampler does not move between them, and sees each context once.
