@@ -368,3 +368,44 @@ def test_refusals() -> None:
             fit(known, loader(), steps=None, **{name: value})
     with pytest.raises(ValueError, match="the context must have 3 numbers for each datum"):
         fit(known, loader(TensorDataset(torch.randn(9, 4))))
+
+
+# -- what is learned ------------------------------------------------------------------------------------
+
+
+def best_evidence(x: Tensor, dim: int, scale: float) -> float:
+    """The highest mean log p(x) that a linear-Gaussian model of this noise can have: probabilistic PCA.
+
+    Source: Tipping and Bishop (1999), Probabilistic principal component analysis, JRSS B 61(3), appendix A.
+    """
+    covariance = torch.cov(x.mT, correction=0)
+    values, vectors = torch.linalg.eigh(covariance)
+    w = vectors[:, -dim:] * (values[-dim:] - scale**2).clamp_min(0.0).sqrt()
+    fitted = w @ w.mT + scale**2 * torch.eye(x.shape[1])
+    return float(torch.distributions.MultivariateNormal(x.mean(0), fitted).log_prob(x).mean())
+
+
+@pytest.mark.slow
+def test_decoder_and_encoder_reach_the_optimum() -> None:
+    """A decoder learned from minibatches has the evidence of the best one, and the ELBO is close to it."""
+    known, source = LinearGaussian(), LinearGaussian()
+    x = source.data(400)
+    with torch.no_grad():
+        known.decoder.weight.copy_(0.3 * torch.randn(3, 2))
+        known.decoder.bias.zero_()
+    guide = AVBGuide(known.model, sampler=LinearSampler(3), adversary=InnerProductAdversary((32,)))
+    options = {"guide": guide, "seed": 100, "progress": False, "lr": 1e-2}
+    posterior = avbvi.fit(
+        known.model, DataLoader(TensorDataset(x), batch_size=100, shuffle=True), epochs=300, **options
+    )
+    assert isinstance(posterior, AmortisedPosterior)
+    optimum = best_evidence(x, 2, known.scale)
+    evidence, elbo = float(known.log_evidence(x).mean()), posterior.elbo(x)
+    assert optimum - 0.01 < evidence < optimum + 1e-4
+    assert evidence - 0.05 < elbo.value < evidence + 0.02
+    assert posterior.verdict.status == "ok", str(posterior.verdict)
+    mean, covariance = known.posterior(x)
+    draws = posterior.sample(500, x)["z"]
+    sd = covariance.diagonal().sqrt()
+    assert float(((draws.mean(0) - mean) / sd).square().mean().sqrt()) < 0.15
+    assert bool(((draws.std(0).mean(0) / sd - 1.0).abs() < 0.1).all())
