@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -80,3 +81,18 @@ def claim_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
     for name, parameter in own.items():
         if isinstance(parameter, nn.Parameter) and there.get(name, parameter) is not parameter:
             del store[name]
+
+
+@contextmanager
+def modules_at_hand() -> Iterator[None]:
+    """Run models in the block with the modules that they hold, whatever others Pyro's store has under their names.
+
+    Several fits can so be asked side by side. Parameters of ``pyro.param`` are the store's, as ever; the store is
+    afterwards as it was.
+    """
+    store = pyro.get_param_store()
+    state = store.get_state()
+    kept = {name: value for name, value in state["params"].items() if not isinstance(value, nn.Parameter)}
+    constraints = {name: state["constraints"][name] for name in kept}
+    with store.scope({"params": kept, "constraints": constraints}):
+        yield

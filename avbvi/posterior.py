@@ -17,7 +17,7 @@ from .diagnostics import StageComparison, Verdict
 from .estimates import Estimate
 from .export import to_arviz
 from .guides import AVBGuide
-from .model_state import model_buffers, model_parameters
+from .model_state import model_buffers, model_parameters, modules_at_hand
 from .parts import Plain
 from .predictive import deterministic, log_joint, predictions
 from .refinement import Refinement, moved_draws, refinement
@@ -247,6 +247,8 @@ class Posterior:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a file, atomically; :func:`avbvi.load` reads it again."""
+        with modules_at_hand():
+            learned = model_parameters(self.model, self.args, self.kwargs)
         write_atomically(
             path,
             {
@@ -258,7 +260,7 @@ class Posterior:
                 "sites": site_table(self.guide),
                 "needs_model": self._needs_model,
                 "vectorize": self._vectorize,
-                "model": {k: p.detach() for k, p in model_parameters(self.model, self.args, self.kwargs).items()},
+                "model": {k: p.detach() for k, p in learned.items()},
                 "buffers": model_buffers(self.model, self.guide),
                 "verdict": self.verdict.to_dict(),
                 "comparison": plain_comparison(self.comparison),

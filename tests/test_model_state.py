@@ -16,7 +16,7 @@ from torch.distributions import constraints
 import avbvi
 from avbvi import AdversarialELBO, AffineTrunk, AVBGuide, MLPAdversary, MLPSampler, Verdict
 from avbvi import training as training_module
-from avbvi.model_state import claim_parameters, model_buffers, model_parameters, modules_of
+from avbvi.model_state import claim_parameters, model_buffers, model_parameters, modules_at_hand, modules_of
 
 X = torch.tensor([[0.3, -0.2], [0.1, 0.8], [0.4, 0.1]])
 
@@ -134,6 +134,20 @@ def test_buffers() -> None:
     assert set(model_buffers(decoder.model)) == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
     assert model_buffers(decoder.model, decoder.norm) == {}
     assert model_buffers(lambda x: None) == {}
+
+
+def test_modules_at_hand() -> None:
+    first, second = Learned(), Learned()
+    decoder = Decoder()
+    first(X), decoder.model(X)
+    pyro.get_param_store()["offset"] = torch.ones(2)
+    before = stored()
+    with modules_at_hand():
+        second(X)
+        assert stored()["layer$$$weight"] is second.layer.weight
+        assert torch.equal(pyro.param("offset"), torch.ones(2))
+    assert stored().keys() == before.keys()
+    assert all(stored()[name] is value for name, value in before.items())
 
 
 @pytest.mark.parametrize("make", [Decoder, Learned])

@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..estimates import Estimate
 from ..export import to_arviz
 from ..layout import LatentLayout
-from ..model_state import modules_of
+from ..model_state import modules_at_hand, modules_of
 from ..posterior import Posterior
 from ..predictive import deterministic, expectations, predictions
 from ..refinement import Refinement
@@ -114,6 +114,7 @@ class AmortisedPosterior(Posterior):
         return {site.name: self._layout.in_plate(values[site.name], site) for site in self._layout.sites}
 
     @torch.no_grad()
+    @modules_at_hand()
     def sample(self, n: int = 1000, *args: Any, hmc_steps: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """n draws for each datum: {site: (n, B, *shape)} on the constrained scale, deterministic sites included.
 
@@ -154,6 +155,7 @@ class AmortisedPosterior(Posterior):
         return self._layout.out_of_plate(value, site) if trailing else value
 
     @torch.no_grad()
+    @modules_at_hand()
     def log_prob(self, draws: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Learned log q(z | x) (n, B) of draws {site: (n, B, *shape)}, with respect to the sites' own coordinates.
 
@@ -179,6 +181,7 @@ class AmortisedPosterior(Posterior):
         return log_q - log_det
 
     @torch.no_grad()
+    @modules_at_hand()
     def elbo(self, *args: Any, n: int = 100, **kwargs: Any) -> Estimate:
         """Mean over the data of E_q[log p(x, z) - log q(z | x)], by n draws for each; the error is that of the draws.
 
@@ -201,6 +204,7 @@ class AmortisedPosterior(Posterior):
         return Estimate(total / count, math.sqrt(variance) / count)
 
     @torch.no_grad()
+    @modules_at_hand()
     def predict(self, *args: Any, n: int = 1000, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior predictive draws {observed site: (n, B, *shape)}: new observations from each datum's latents.
 
@@ -214,6 +218,7 @@ class AmortisedPosterior(Posterior):
         return predictions(self._joint_target(data), self._values(self._draws(n, data)))
 
     @torch.no_grad()
+    @modules_at_hand()
     def reconstruct(self, *args: Any, n: int = 1, **kwargs: Any) -> dict[str, Tensor]:
         """Mean of each observation given its datum's latents, averaged over n draws of them: {site: (B, *shape)}.
 
@@ -237,6 +242,7 @@ class AmortisedPosterior(Posterior):
             "avbvi.annealed_importance_sampling tells how far they are from the truth (judge(ais=...))"
         )
 
+    @modules_at_hand()
     def judge(self, *args: Any, ais: LogLikelihood | None = None, n: int = 400, **kwargs: Any) -> Verdict:
         """The verdict on the guide for some data, by fresh draws; ``verdict`` stays as it is.
 
@@ -280,29 +286,30 @@ class AmortisedPosterior(Posterior):
         Raises:
             ValueError, ModelError: as there.
         """
-        n = self._number(n)
-        data = self._data(args, kwargs)
-        target = self._joint_target(data)
-        self._fits(n, data)
-        terms = draw_terms(self.guide, data, n)
-        _, log_det = self._layout.constrain(terms.z)
-        values = self._values(terms.z)
-        return to_arviz(
-            target,
-            values,
-            deterministic(target, values),
-            stats={"lp": terms.log_p - log_det, "log_q": terms.log_q - log_det},
-            attributes={
-                "verdict": self.verdict.status,
-                "verdict_reasons": "; ".join(self.verdict.reasons),
-                "density": "learned",
-            },
-            log_likelihood=log_likelihood,
-            posterior_predictive=posterior_predictive,
-            prior=prior,
-            coords=coords,
-            dims=dims,
-        )
+        with modules_at_hand():
+            n = self._number(n)
+            data = self._data(args, kwargs)
+            target = self._joint_target(data)
+            self._fits(n, data)
+            terms = draw_terms(self.guide, data, n)
+            _, log_det = self._layout.constrain(terms.z)
+            values = self._values(terms.z)
+            return to_arviz(
+                target,
+                values,
+                deterministic(target, values),
+                stats={"lp": terms.log_p - log_det, "log_q": terms.log_q - log_det},
+                attributes={
+                    "verdict": self.verdict.status,
+                    "verdict_reasons": "; ".join(self.verdict.reasons),
+                    "density": "learned",
+                },
+                log_likelihood=log_likelihood,
+                posterior_predictive=posterior_predictive,
+                prior=prior,
+                coords=coords,
+                dims=dims,
+            )
 
     def to(self, device: torch.device | str) -> AmortisedPosterior:
         """Move guide, the model's modules and data to a device, in place; returns the posterior itself."""

@@ -318,6 +318,38 @@ def test_devices(device: torch.device) -> None:
     assert posterior.reconstruct(x)["x"].device.type == device.type
 
 
+def test_posteriors_side_by_side(tmp_path: Path) -> None:
+    """Decoders of one name: each posterior goes on with its own, also of a model that looks at Pyro's store."""
+
+    class Wary(Normed):
+        def model(self, x: Tensor) -> None:
+            stored = dict(pyro.get_param_store().named_parameters())
+            assert stored.get("linear$$$weight", self.linear.weight) is self.linear.weight
+            super().model(x)
+
+    x, found = torch.randn(5, 3), []
+    for _ in range(2):
+        pyro.clear_param_store()
+        decoder = Wary()
+        found.append((posterior_of(decoder.model, built_in(decoder.model), x), decoder))
+    (first, decoder), _ = found
+    kept = dict(pyro.get_param_store().named_parameters())
+    pyro.set_rng_seed(1)
+    z = first.sample(2)["z"]
+    pyro.set_rng_seed(1)
+    torch.testing.assert_close(first.reconstruct(n=2)["x"], decoder.linear(z).mean(0).detach())
+    assert math.isfinite(first.elbo(n=2).value)
+    assert first.judge(n=20).figures["finite_share"] == 1.0
+    assert first.predict(n=2)["x"].shape == (2, 5, 3)
+    first.to_arviz(2)
+    first.save(tmp_path / "fit.pt")
+    saved = torch.load(tmp_path / "fit.pt", weights_only=True)
+    assert torch.equal(saved["model"]["linear$$$weight"], decoder.linear.weight)
+    after = dict(pyro.get_param_store().named_parameters())
+    assert after.keys() == kept.keys()
+    assert all(after[name] is value for name, value in kept.items())
+
+
 # -- refusals -------------------------------------------------------------------------------------------
 
 
