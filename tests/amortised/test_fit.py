@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -292,21 +293,29 @@ def test_a_run_that_breaks_down_again_and_again(monkeypatch: pytest.MonkeyPatch)
     assert bool(torch.isfinite(posterior.sample(3)["z"]).all())
 
 
-def test_ctrl_c_ends_the_run_with_a_posterior(tmp_path: Path) -> None:
-    file = tmp_path / "run.pt"
+@pytest.mark.usefixtures("default_sigint")
+def test_ctrl_c_ends_the_run_with_a_posterior_and_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    file, step = tmp_path / "run.pt", Trainer.step
     known = LinearGaussian()
     expected = state_of(fit(known, loader()), known)
+
+    def interrupted(self: Trainer) -> float:
+        if int(self.guide.step_count) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_module, "CHECKPOINT_SECONDS", -1.0)
-        stop_after(patch, 5, KeyboardInterrupt())
+        patch.setattr(Trainer, "step", interrupted)
         posterior = fit(LinearGaussian(), loader(), checkpoint=file)
     assert posterior.run.interrupted
+    assert posterior.run.steps == 6
     assert posterior.verdict.status != "ok"
+    assert any("interrupted after 6 steps, 50% of the run" in reason for reason in posterior.verdict.reasons)
     assert posterior.sample(3)["z"].shape == (3, BATCH, 2)
     again = LinearGaussian()
     resumed = fit(again, loader(), checkpoint=file)
     assert not resumed.run.interrupted
-    assert state_of(resumed, again).keys() == expected.keys()
+    assert_same(state_of(resumed, again), expected)
 
 
 # -- length, arguments ----------------------------------------------------------------------------------
