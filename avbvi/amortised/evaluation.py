@@ -50,10 +50,10 @@ class DrawTerms(NamedTuple):
 @torch.no_grad()
 def draw_terms(guide: AmortisedAVBGuide, data: Minibatch, n: int) -> DrawTerms:
     """n fresh draws for each datum of a minibatch, with their densities."""
-    target, sampler = guide._target_of(data), guide.part("sampler")
+    target = guide._target_of(data)
     pieces: list[tuple[Tensor, ...]] = []
     for rows in _rows(guide, data, n):
-        z = sampler(sampler.sample_noise(torch.Size((rows, data.frame.size)), like=guide.anchor), data.context)
+        z = guide.draw_for(data, rows)
         given = guide.given(data)
         log_r = given.log_prob(z)
         log_ratio = guide.log_ratio_and_contrast(z, data, given) - log_r
@@ -78,8 +78,7 @@ def held_out_logits(guide: AmortisedAVBGuide, data: Minibatch, n: int) -> tuple[
     """The adversary's output T at n fresh draws of q and of r for each datum, (n * B,) each; fewer of many data."""
     n = min(n, _most(guide, data))
     given, adversary = guide.given(data), guide.part("adversary")
-    z_q = guide.posterior_of(data).draw((n,)).z.reshape(n, data.frame.size, -1)
-    z = torch.cat([z_q, given.sample(n)])
+    z = torch.cat([guide.draw_for(data, n), given.sample(n)])
     t: Tensor = adversary(given.features(z), data.context, **guide.log_prior_if_used(z, data))
     return t[:n].flatten(), t[n:].flatten()
 

@@ -105,8 +105,7 @@ class AmortisedPosterior(Posterior):
     def _draws(self, n: int, data: Minibatch) -> Tensor:  # type: ignore[override]
         """n draws for each datum, unconstrained (n, B, dim)."""
         self._fits(n, data)
-        z: Tensor = self.guide.posterior_of(data).draw((n,)).z
-        return z.reshape(n, data.frame.size, -1)
+        return self.guide.draw_for(data, n)
 
     def _values(self, z: Tensor) -> dict[str, Tensor]:
         """Constrained values {site: (n, B, *shape)}, as the model's plate has them."""

@@ -50,8 +50,7 @@ class AmortisedRecovery(Recovery):
     def _draws(self, data: Minibatch) -> Tensor:
         guide = self._run.guide
         assert isinstance(guide, AmortisedAVBGuide)
-        z: Tensor = guide.posterior_of(data).draw((self._number(data),)).z
-        return z.reshape(z.shape[0], data.frame.size, -1)
+        return guide.draw_for(data, self._number(data))
 
     def _number(self, data: Minibatch) -> int:
         width = data.context.shape[1] + self.guide.part("trunk").base_dim
