@@ -242,19 +242,19 @@ class AmortisedPosterior(Posterior):
         )
 
     @modules_at_hand()
-    def judge(self, *args: Any, ais: LogLikelihood | None = None, n: int = 400, **kwargs: Any) -> Verdict:
+    def judge(self, *args: Any, ais: LogLikelihood | None = None, n: int | None = None, **kwargs: Any) -> Verdict:
         """The verdict on the guide for some data, by fresh draws; ``verdict`` stays as it is.
 
         Args:
             args, kwargs: the data.
             ais: annealed importance sampling of the same data: the ELBO's estimate must not exceed its result.
-            n: draws for each datum.
+            n: draws for each datum; by default 400, and fewer of more than 655 data.
 
         Raises:
             TypeError: n is no integer, or ``ais`` no such result.
             ValueError: n is less than 2, or ``ais`` is about another number of data.
         """
-        n = integer("n", n, 2)
+        n = None if n is None else integer("n", n, 2)
         if ais is not None and not isinstance(getattr(ais, "log_evidence", None), Tensor):
             raise TypeError(f"ais must be what avbvi.annealed_importance_sampling returns, found {type(ais).__name__}")
         data = self._data(args, kwargs)

@@ -34,6 +34,10 @@ EXCESS = 0.05
 ACTIVE = 0.01
 #: A datum's ELBO is above 0 if it is by so many standard errors, with many data to choose from.
 DATUM_SIGMAS = 6.0
+#: Draws for each datum: the most, and the least of many data, of which all together get so many draws.
+MOST_DRAWS, LEAST_DRAWS, ALL_DRAWS = 400, 8, 2**18
+#: Fewer tell too little of the error of a single datum's mean.
+DATUM_DRAWS = 50
 
 RICHER = (
     "use ConditionalGaussianContrast(full=True) or a larger adversary, more adversary_steps or a higher adversary_lr"
@@ -63,7 +67,7 @@ def judge(
     skipped: int,
     steps: int,
     ais: LogLikelihood | None = None,
-    n: int = 400,
+    n: int | None = None,
 ) -> Verdict:
     """The verdict on an amortised guide, from fresh draws for a minibatch.
 
@@ -76,7 +80,7 @@ def judge(
         skipped: steps skipped for non-finite gradients.
         steps: steps done.
         ais: log-likelihoods of the same data by annealed importance sampling.
-        n: draws for each datum.
+        n: draws for each datum; by default 400, and fewer of more than 655 data.
 
     Raises:
         ValueError: ``ais`` is about another number of data.
@@ -87,6 +91,8 @@ def judge(
             f"ais must be about the same data: it has log_evidence of shape {tuple(ais.log_evidence.shape)}, the data "
             f"are {batch}; give judge(*args, ais=...) the minibatch that it was computed for"
         )
+    if n is None:
+        n = min(max(ALL_DRAWS // batch, LEAST_DRAWS), MOST_DRAWS)
     found = Findings()
     found.figures |= {"skipped_steps": float(skipped), "adversarial": 1.0, "data": float(batch)}
     with pyro.validation_enabled(False):
@@ -176,13 +182,18 @@ def _check_elbo(found: Findings, model: Model, data: Minibatch, terms: DrawTerms
         found.doubt(f"the ELBO is known only to {elbo.stderr:.2g}; its terms vary widely", LONGER)
     if not likelihood_is_discrete(model, data):
         return
-    each, noise = terms.elbo.mean(0), terms.elbo.std(0) / math.sqrt(len(terms.elbo))
+    n, batch = terms.elbo.shape
+    each, noise = terms.elbo.mean(0), terms.elbo.std(0) / math.sqrt(n)
     above = int((each > DATUM_SIGMAS * noise).sum())
+    what = f"for {above} of {batch} data, by up to {float(each.max()):.3g}"
+    if n < DATUM_DRAWS:
+        above = batch * int(elbo.value > DATUM_SIGMAS * elbo.stderr)
+        what = f"on average, {elbo}"
     found.figures["data_above_zero"] = float(above)
     if above:
         reason = (
-            f"the ELBO's estimate is positive for {above} of {data.frame.size} data, by up to {float(each.max()):.3g}: "
-            "impossible, as no discrete datum has a probability above 1; log q is too low"
+            f"the ELBO's estimate is positive {what}: impossible, as no discrete datum has a probability above 1; "
+            "log q is too low"
         )
         found.doubt(reason, RICHER, failed=True)
 

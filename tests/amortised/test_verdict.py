@@ -185,6 +185,15 @@ def test_an_elbo_that_no_discrete_data_can_have() -> None:
     assert says(verdict, f"positive for {N} of {N} data")
 
 
+@pytest.mark.parametrize(("shift", "impossible"), [(0.0, False), (-50.0, True)])
+def test_few_draws_of_many_data_are_judged_together(shift: float, impossible: bool) -> None:
+    known = Bernoulli()
+    x = (torch.rand(60_000, 3) < 0.5).float()
+    verdict = linear(known, x, perfect=False, adversary=lambda s: Distorted(s, shift=shift)).judge()
+    assert says(verdict, "positive on average") == impossible
+    assert verdict.figures["data_above_zero"] == (60_000.0 if impossible else 0.0)
+
+
 @pytest.mark.parametrize("collapsed", [1, 2])
 def test_posterior_collapse(collapsed: int) -> None:
     known = LinearGaussian()
