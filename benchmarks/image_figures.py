@@ -1,0 +1,60 @@
+"""Sheets of pictures: data with their reconstructions, samples, interpolations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+Shape = tuple[int, int, int]
+
+
+def tiled(pictures: Tensor, shape: Shape, columns: int, gap: int = 1) -> Tensor:
+    """Pictures in rows, as one: (height, width), or (height, width, 3) for colours.
+
+    Args:
+        pictures: (n, pixels), values in [0, 1]; a last row that is not full is filled up with white.
+        shape: (channels, height, width) of each.
+        columns: pictures in a row.
+        gap: white pixels between them.
+    """
+    channels, height, width = shape
+    lines = -(-len(pictures) // columns)
+    cells = torch.ones(lines * columns, channels, height + gap, width + gap)
+    cells[: len(pictures), :, :height, :width] = 1.0 - pictures.reshape(-1, *shape)
+    if channels > 1:
+        cells[: len(pictures), :, :height, :width] = pictures.reshape(-1, *shape)
+    grid = cells.unflatten(0, (lines, columns)).permute(2, 0, 3, 1, 4).reshape(channels, lines * (height + gap), -1)
+    grid = grid[:, : grid.shape[1] - gap, : grid.shape[2] - gap]
+    return grid[0] if channels == 1 else grid.permute(1, 2, 0)
+
+
+def sheet(pictures: Mapping[str, Tensor], shape: Shape) -> Figure:
+    """Data above their reconstructions, samples from the prior, and interpolations between encodings.
+
+    Grey levels are shown as ink: 1 is black.
+
+    Args:
+        pictures: "data" and "reconstructions" (n, pixels), "samples" (m, pixels), "interpolations" (lines, columns,
+            pixels).
+        shape: (channels, height, width) of each.
+    """
+    lines = pictures["interpolations"]
+    both = torch.cat([pictures["data"], pictures["reconstructions"]])
+    panels = {
+        "data (above), reconstructions": tiled(both, shape, len(pictures["data"])),
+        "samples": tiled(pictures["samples"], shape, len(pictures["data"])),
+        "interpolations": tiled(lines.flatten(0, 1), shape, lines.shape[1]),
+    }
+    heights = [panel.shape[0] / panel.shape[1] for panel in panels.values()]
+    fig = Figure(figsize=(5.0, 5.0 * sum(heights) + 1.0), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(len(panels), 1, height_ratios=heights)
+    for ax, (title, panel) in zip(axes, panels.items(), strict=True):
+        ax.imshow(panel.numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+        ax.set_title(title, fontsize="small")
+        ax.set_axis_off()
+    return fig
