@@ -91,3 +91,11 @@ def test_own_sampler(noise: list[str], tmp_path: Path) -> None:
     assert (mu[0], tau[0]) == ("mu", "tau")
     assert mu[4:] == ["0.77", "±", "0.33"]  # the exact posterior's
     assert abs(float(mu[1]) - 0.77) < 0.5
+
+
+def test_vae_digits(tmp_path: Path) -> None:
+    printed = run("vae_digits.py", "--steps", "30", "--temperatures", "5", folder=tmp_path)
+    check_picture(tmp_path / "vae_digits.png")
+    assert "verdict: " in printed
+    (evidence,) = (line for line in printed.splitlines() if line.startswith("log p(x) of 100 test digits:"))
+    assert -64.0 < float(evidence.split(":")[1].split()[0]) < -20.0  # better than coins, worse than trained
