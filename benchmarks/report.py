@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks import figures, record, tables, trust_tables
+from benchmarks import digits as digits_board
+from benchmarks import figures, image_tables, mnist, record, tables, trust_tables
 from benchmarks.tables import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,24 @@ def safety(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
     return {"safety": trust_tables.safety(records)}, {}
 
 
+def digits(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The parts of the board of small digits; its pictures come with the run."""
+    targets = [name for name in digits_board.TARGETS if any(r["target"] == name for r in records)]
+    return {name.replace("_", " "): image_tables.evidence(records, name) for name in targets}, {}
+
+
+def mnist_tables(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The parts of the MNIST board, by device: a GPU's runs are longer and see more of the test set."""
+    parts = {}
+    for device in sorted({str(r["device"]) for r in records}):
+        mine = [r for r in records if r["device"] == device]
+        for name, published in mnist.PUBLISHED.items():
+            if any(r["target"] == name for r in mine):
+                kind = device.partition(":")[0]
+                parts[f"mnist {kind} {name.replace('_', ' ')}"] = image_tables.evidence(mine, name, published)
+    return parts, {}
+
+
 BOARDS = {
     "eight_schools": eight_schools,
     "toy_densities": toy_densities,
@@ -132,6 +151,8 @@ BOARDS = {
     "calibration": calibration,
     "own_sampler": own_sampler,
     "safety": safety,
+    "digits": digits,
+    "mnist": mnist_tables,
 }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import record, report
+from benchmarks import digits, mnist, record, report
 
 
 def test_insert_replaces_only_between_its_markers() -> None:
@@ -33,3 +33,21 @@ def test_every_saved_board_has_its_place_and_the_pages_are_up_to_date(name: str)
     pages = {page: page.read_text("utf-8") for page in report.PAGES}
     parts, _ = report.BOARDS[name](record.load(name)["records"])
     assert report.fill(pages, parts) == pages
+
+
+def test_boards_of_pictures_have_a_place_for_every_table() -> None:
+    pages = {page: page.read_text("utf-8") for page in report.PAGES}
+    rows = [{"target": name, "method": "vae", "seed": 0, "device": "cpu", "ais": -1.0} for name in digits.TARGETS]
+    parts, _ = report.BOARDS["digits"](rows)
+    assert set(parts) == {"digits 2d", "digits 8d", "digits 16d", "threshold 8d"}
+    report.fill(pages, parts)
+    rows = [
+        {"target": name, "method": "vae", "seed": 0, "device": device, "ais": value}
+        for name in mnist.PUBLISHED
+        for device, value in (("cpu", -99.0), ("cuda", -85.0))
+    ]
+    parts, _ = report.BOARDS["mnist"](rows)
+    assert len(parts) == 6
+    assert ("-99.00" in parts["mnist cpu table 3a"], "-85.00" in parts["mnist cpu table 3a"]) == (True, False)
+    assert "-85.0 |" in parts["mnist cuda table 3a"]  # the paper's
+    report.fill(pages, parts)
