@@ -10,11 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import avbvi
-from avbvi import AVBGuide
-from avbvi.amortised.adversaries import JointAdversary
-from avbvi.amortised.contrasts import ConditionalGaussianContrast
-from avbvi.amortised.semi_implicit import SemiImplicitSampler
-from avbvi.annealed import SigmoidTemperatures
+from avbvi import AVBGuide, JointAdversary, SemiImplicitSampler, SigmoidTemperatures
 from models.data import digits
 from models.data.binarisation import StaticBinarisation
 from models.data.loaders import loader
@@ -35,12 +31,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     data = digits.load()
     vae = VAE(FullyConnectedDecoder(options.latent, (1, 8, 8), hidden=(200, 200)), options.latent)
-    guide = AVBGuide(
-        vae.model,
-        sampler=SemiImplicitSampler(context_dim=64),
-        adversary=JointAdversary((128, 128)),
-        contrast=ConditionalGaussianContrast(),
-    )
+    guide = AVBGuide(vae.model, sampler=SemiImplicitSampler(context_dim=64), adversary=JointAdversary((128, 128)))
     batches = loader(data.train, batch_size=128)
     posterior = avbvi.fit(vae.model, batches, guide=guide, seed=options.seed, steps=options.steps)
     assert isinstance(posterior, avbvi.AmortisedPosterior)  # one posterior per digit

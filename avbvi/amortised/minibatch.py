@@ -85,8 +85,8 @@ class MinibatchReader:
             TypeError: the context is no tensor, or there is no first argument to take it from.
             ValueError: the context does not have one row for each datum, or rows of another width.
         """
-        frame = self.frame(args, kwargs)
         context = self._rows(args, kwargs, like)
+        frame = self.frame(args, kwargs)
         n, size, full = len(context), frame.size, frame.full_size
         if n not in (size, full):
             sizes = f"{size}" if size == full else f"{size} (its minibatch) or {full} (all of it)"
@@ -101,8 +101,8 @@ class MinibatchReader:
 
     def at(self, indices: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> Minibatch:
         """The same at places (B,) that somebody else has chosen."""
-        frame = self.frame(args, kwargs)
         context = self._rows(args, kwargs, like)
+        frame = self.frame(args, kwargs)
         if len(context) == len(indices):
             return Minibatch(frame, indices, context, False, args, kwargs)
         return Minibatch(frame, indices, context[indices], True, args, kwargs)

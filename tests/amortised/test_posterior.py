@@ -372,6 +372,8 @@ def test_refusals(exact: AmortisedPosterior, known: LinearGaussian) -> None:
         exact.log_prob(draws["z"], x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the context must have 3 numbers for each datum"):
         exact.sample(3, torch.randn(4, 5))
+    with pytest.raises(TypeError, match="context"):
+        exact.sample(3, "data")
     with pytest.raises(ModelError, match="an amortised guide has one for each datum"):
         exact.refine()
     with pytest.raises(MemoryError, match="n="):
