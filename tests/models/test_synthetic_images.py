@@ -1,0 +1,120 @@
+"""The synthetic example: quadrature and neighbours against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.synthetic_images import OPTIMUM, PlanarTruth, kl_to_standard_normal, one_hot_images
+from models.vaes import VAE, NormalLikelihood
+
+DRAWS = 20_000
+
+
+class Quadrants(nn.Module):
+    """A decoder that lights one pixel in each quadrant, with the given log odds."""
+
+    def __init__(self, sharpness: float) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+
+    def forward(self, z: Tensor) -> Tensor:
+        right, upper = z[..., 0] > 0.0, z[..., 1] > 0.0
+        on = torch.stack([right & upper, ~right & upper, ~right & ~upper, right & ~upper], -1)
+        return self.sharpness * (2.0 * on.to(z) - 1.0)
+
+
+def in_quadrants(n: int) -> Tensor:
+    """Draws of a standard normal in each of the four quadrants, (n, 4, 2)."""
+    signs = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    return torch.randn(n, 4, 2).abs() * signs
+
+
+def linear_gaussian() -> tuple[VAE, Tensor, Tensor, Tensor, torch.Tensor]:
+    """x = W z + b + .6 n: the VAE, data, and the posterior's mean (B, 2) and covariance, log p(x) (B,)."""
+    torch.manual_seed(0)
+    decoder = nn.Linear(2, 3)
+    scale = 0.6
+    vae = VAE(decoder, 2, NormalLikelihood(scale))
+    x = torch.randn(5, 3)
+    w, b = decoder.weight.detach().double(), decoder.bias.detach().double()
+    covariance = torch.linalg.inv(torch.eye(2, dtype=torch.float64) + w.mT @ w / scale**2)
+    mean = (x.double() - b) @ w @ covariance / scale**2
+    evidence = torch.distributions.MultivariateNormal(b, w @ w.mT + scale**2 * torch.eye(3, dtype=torch.float64))
+    return vae, x, mean, covariance, evidence.log_prob(x.double())
+
+
+def test_the_likelihood_of_a_perfect_partition_is_the_optimum() -> None:
+    sharpness = 12.0
+    # A pixel is wrong with probability 1 / (1 + e^12): what a z of another quadrant adds is below 1e-9.
+    exact = OPTIMUM - 4.0 * math.log1p(math.exp(-sharpness))
+    truth = PlanarTruth(VAE(Quadrants(sharpness), 2), one_hot_images(), points=400)
+    # An even number of points puts the axes, where the decoder jumps, midway between two of them.
+    torch.testing.assert_close(truth.log_likelihood, torch.full((4,), exact).double(), atol=1e-6, rtol=0.0)
+
+
+def test_the_elbo_of_exact_posterior_draws_is_the_likelihood() -> None:
+    truth = PlanarTruth(VAE(Quadrants(12.0), 2), one_hot_images(), points=400)
+    elbo = truth.elbo(in_quadrants(DRAWS))
+    assert elbo.stderr < 0.01
+    assert elbo.value == pytest.approx(float(truth.log_likelihood.mean()), abs=4.0 * elbo.stderr)
+
+
+def test_quadrature_of_a_linear_gaussian_model() -> None:
+    vae, x, mean, covariance, evidence = linear_gaussian()
+    truth = PlanarTruth(vae, x, limit=9.0)
+    torch.testing.assert_close(truth.log_likelihood, evidence, atol=1e-9, rtol=0.0)
+    z = torch.randn(7, 5, 2).double()
+    posterior = torch.distributions.MultivariateNormal(mean, covariance)
+    torch.testing.assert_close(truth.log_posterior(z), posterior.log_prob(z), atol=1e-9, rtol=0.0)
+    # One point for all data broadcasts.
+    torch.testing.assert_close(truth.log_posterior(z[:, :1]), posterior.log_prob(z[:, :1].expand(7, 5, 2)))
+
+
+def test_the_elbo_of_a_wrong_gaussian_encoder_lies_its_kl_below() -> None:
+    vae, x, mean, covariance, evidence = linear_gaussian()
+    q = torch.distributions.MultivariateNormal(mean + 0.3, 0.5 * covariance)
+    p = torch.distributions.MultivariateNormal(mean, covariance)
+    kl = torch.distributions.kl_divergence(q, p).mean()
+    elbo = PlanarTruth(vae, x, points=101, limit=9.0).elbo(q.sample((DRAWS,)))
+    assert elbo.value == pytest.approx(float(evidence.mean() - kl), abs=4.0 * elbo.stderr)
+    assert 4.0 * elbo.stderr < 0.2 * float(kl)
+
+
+def test_later_changes_of_the_decoder_do_not_reach_the_truth() -> None:
+    vae, x, _, _, evidence = linear_gaussian()
+    truth = PlanarTruth(vae, x, points=101, limit=9.0)
+    before = truth.log_joint(torch.zeros(1, 5, 2))
+    with torch.no_grad():
+        vae.decoder.bias += 1.0  # type: ignore[operator, union-attr]
+    assert torch.equal(truth.log_joint(torch.zeros(1, 5, 2)), before)
+    assert next(vae.parameters()).dtype == torch.float32
+
+
+def test_kl_to_the_prior() -> None:
+    scale, shift = 0.8, 0.5
+    z = scale * torch.randn(DRAWS, 2) + shift
+    exact = scale**2 - 1.0 - 2.0 * math.log(scale) + shift**2
+    found = kl_to_standard_normal(z)
+    assert found.value == pytest.approx(exact, abs=4.0 * found.stderr)
+    # All four quadrants together are the prior.
+    found = kl_to_standard_normal(in_quadrants(DRAWS // 4).flatten(0, 1))
+    assert found.value == pytest.approx(0.0, abs=4.0 * found.stderr)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="two latents"):
+        PlanarTruth(VAE(nn.Linear(3, 4), 3), one_hot_images())
+    vae = VAE(nn.Linear(2, 4), 2)
+    with pytest.raises(ValueError, match="points"):
+        PlanarTruth(vae, one_hot_images(), points=1)
+    with pytest.raises(ValueError, match="limit"):
+        PlanarTruth(vae, one_hot_images(), limit=-1.0)
+    truth = PlanarTruth(vae, one_hot_images(), points=11)
+    with pytest.raises(ValueError, match="z must have shape"):
+        truth.elbo(torch.zeros(10, 3, 2))
+    with pytest.raises(ValueError, match="z must have shape"):
+        kl_to_standard_normal(torch.zeros(10))
