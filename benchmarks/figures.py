@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from benchmarks.tables import CONTROLS, LABELS, Row, of, values
 
 #: Okabe and Ito's colours, told apart by colour-blind readers; black and grey are left for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C6D31", "#4D4D4D")
 LEAST_KL = 1e-3
+#: What pictures of standard normal latents in the plane show.
+PLANE = 3.5
 
 
 def methods(records: Sequence[Row], target: str) -> Figure:
@@ -102,6 +105,32 @@ def board(records: Sequence[Row], key: str, title: str, *, least: float, above: 
     for ax in axes.flat:
         ax.tick_params(labelsize="small")
     fig.supxlabel(title, fontsize="small")
+    return fig
+
+
+def planes(columns: Mapping[str, Mapping[str, Tensor]], titles: Mapping[str, str]) -> Figure:
+    """Latents in the plane: a column per method, a row per law, draws (n, B, 2) coloured by datum.
+
+    Args:
+        columns: method -> law (such as "encoder") -> its draws; all methods have the same laws.
+        titles: how methods and laws read.
+    """
+    laws = list(next(iter(columns.values())))
+    fig = Figure(figsize=(2.9 * len(columns) + 0.3, 2.9 * len(laws) + 0.2), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(len(laws), len(columns), sharex=True, sharey=True, squeeze=False)
+    for column, (method, drawn) in zip(axes.T, columns.items(), strict=True):
+        for ax, law in zip(column, laws, strict=True):
+            for i, colour in zip(range(drawn[law].shape[1]), COLOURS, strict=False):
+                x, y = drawn[law][:, i].double().unbind(-1)
+                ax.plot(x, y, ".", color=colour, markersize=1.2, alpha=0.6, rasterized=True)
+            ax.set_aspect("equal")
+            ax.set_xlim(-PLANE, PLANE)
+            ax.set_ylim(-PLANE, PLANE)
+            ax.spines[["top", "right"]].set_visible(False)
+        column[0].set_title(titles.get(method, method), fontsize="medium")
+    for ax, law in zip(axes[:, 0], laws, strict=True):
+        ax.set_ylabel(titles.get(law, law))
     return fig
 
 

@@ -55,6 +55,7 @@ class PlanarTruth:
         limit = positive_number("limit", limit)
         self._vae = copy.deepcopy(vae).double()
         self._x = x.detach().double()
+        self._points, self._limit = points, limit
         self.log_likelihood = quadrature_log_evidences(
             lambda z: self.log_joint(z[..., None, :]), -limit, limit, points, count=len(x)
         )
@@ -67,6 +68,14 @@ class PlanarTruth:
     def log_posterior(self, z: Tensor) -> Tensor:
         """log p(z_i | x_i), normalised: (*S, B, 2) or (*S, 1, 2) -> (*S, B)."""
         return self.log_joint(z) - self.log_likelihood
+
+    def sample_posterior(self, n: int) -> Tensor:
+        """n draws of each datum's posterior, as if it were constant in the cells of the grid: (n, B, 2)."""
+        axis = torch.linspace(-self._limit, self._limit, self._points, dtype=torch.float64)
+        grid = torch.cartesian_prod(axis, axis)
+        weights = self.log_posterior(grid[:, None]).exp().mT
+        z = grid[torch.multinomial(weights, n, replacement=True).mT]
+        return z + (axis[1] - axis[0]) * (torch.rand_like(z) - 0.5)
 
     def elbo(self, z: Tensor, k: int = 3) -> Estimate:
         """ELBO, as a mean over the data, of an encoder with these independent draws (n, B, 2): no density is needed.

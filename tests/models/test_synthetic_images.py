@@ -51,13 +51,13 @@ def test_the_likelihood_of_a_perfect_partition_is_the_optimum() -> None:
     sharpness = 12.0
     # A pixel is wrong with probability 1 / (1 + e^12): what a z of another quadrant adds is below 1e-9.
     exact = OPTIMUM - 4.0 * math.log1p(math.exp(-sharpness))
-    truth = PlanarTruth(VAE(Quadrants(sharpness), 2), one_hot_images(), points=400)
+    truth = PlanarTruth(VAE(Quadrants(sharpness), 2), one_hot_images(), points=200)
     # An even number of points puts the axes, where the decoder jumps, midway between two of them.
     torch.testing.assert_close(truth.log_likelihood, torch.full((4,), exact).double(), atol=1e-6, rtol=0.0)
 
 
 def test_the_elbo_of_exact_posterior_draws_is_the_likelihood() -> None:
-    truth = PlanarTruth(VAE(Quadrants(12.0), 2), one_hot_images(), points=400)
+    truth = PlanarTruth(VAE(Quadrants(12.0), 2), one_hot_images(), points=200)
     elbo = truth.elbo(in_quadrants(DRAWS))
     assert elbo.stderr < 0.01
     assert elbo.value == pytest.approx(float(truth.log_likelihood.mean()), abs=4.0 * elbo.stderr)
@@ -82,6 +82,19 @@ def test_the_elbo_of_a_wrong_gaussian_encoder_lies_its_kl_below() -> None:
     elbo = PlanarTruth(vae, x, points=101, limit=9.0).elbo(q.sample((DRAWS,)))
     assert elbo.value == pytest.approx(float(evidence.mean() - kl), abs=4.0 * elbo.stderr)
     assert 4.0 * elbo.stderr < 0.2 * float(kl)
+
+
+def test_draws_of_the_posterior_have_its_moments() -> None:
+    vae, x, mean, covariance, _ = linear_gaussian()
+    z = PlanarTruth(vae, x, points=201, limit=6.0).sample_posterior(DRAWS)
+    stderr = (covariance.diagonal() / DRAWS).sqrt()
+    assert bool(((z.mean(0) - mean).abs() < 4.5 * stderr).all())
+    # The variance of an estimated covariance is (c_ij^2 + c_ii c_jj) / n; a cell adds its own width^2 / 12.
+    variances = covariance.diagonal()
+    spread = ((covariance**2 + variances[:, None] * variances) / DRAWS).sqrt()
+    cell = torch.eye(2, dtype=torch.float64) * 0.06**2 / 12.0
+    for i in range(len(x)):
+        assert bool(((torch.cov(z[:, i].mT) - covariance - cell).abs() < 4.5 * spread).all())
 
 
 def test_later_changes_of_the_decoder_do_not_reach_the_truth() -> None:
