@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import digits as digits_board
-from benchmarks import figures, image_tables, mnist, record, tables, trust_tables
+from benchmarks import figures, image_tables, latent_tables, mnist, record, tables, trust_tables
 from benchmarks.tables import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +140,11 @@ def mnist_tables(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]
     return parts, {}
 
 
+def synthetic_vae(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The part of the synthetic example; its board draws the picture."""
+    return {"synthetic vae": latent_tables.synthetic(records)}, {}
+
+
 BOARDS = {
     "eight_schools": eight_schools,
     "toy_densities": toy_densities,
@@ -153,6 +158,7 @@ BOARDS = {
     "safety": safety,
     "digits": digits,
     "mnist": mnist_tables,
+    "synthetic_vae": synthetic_vae,
 }
 
 

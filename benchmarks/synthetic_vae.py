@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 import avbvi
 from avbvi import AdversarialELBO, AVBGuide, PriorContrast
-from avbvi.amortised import ConditionalGaussianContrast, ConditionalSampler, InnerProductAdversary
+from avbvi.amortised.adversaries import InnerProductAdversary
+from avbvi.amortised.contrasts import ConditionalGaussianContrast
+from avbvi.amortised.samplers import ConditionalSampler
 from avbvi.contrasts import Contrast
 from avbvi.schedules import Schedule
-from benchmarks import figures, latent, record, runner
+from benchmarks import figures, latent, latent_tables, record, runner
 from benchmarks.judging import Row
 from benchmarks.runner import Job
 from models.decoders import FullyConnectedDecoder
@@ -42,9 +44,10 @@ STEPS, QUICK_STEPS = 6000, 300
 HIDDEN = (128, 128)
 #: Draws for each image in a training step, and those that the judges see.
 DRAWS, JUDGED, QUICK_JUDGED, SHOWN = 128, 40_000, 4_000, 2_000
+#: Points of the quadrature per axis.
+POINTS, QUICK_POINTS = 301, 101
 RATE, AVERAGE = 3e-3, 0.999
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / f"benchmark_{NAME}.png"
-LABELS = {"vae": "Gaussian VAE", "avb": "AVB", "avb+ac": "AVB, adaptive contrast"}
 LAWS = {"encoder": "encoder q(z | x)", "posterior": "posterior p(z | x)"}
 KEYS = (
     *("method", "seed", "seconds", "cpu_seconds_with_verdict", "log_likelihood", "elbo_exact", "elbo", "elbo_error"),
@@ -122,10 +125,10 @@ METHODS: dict[str, Callable[[int, int], Trained]] = {
 
 
 @torch.no_grad()
-def judged(trained: Trained, draws: int) -> Row:
+def judged(trained: Trained, draws: int, points: int = POINTS) -> Row:
     """Exact figures of a trained model, and the encoder's own estimate of its ELBO."""
     x = one_hot_images()
-    truth = PlanarTruth(trained.vae, x)
+    truth = PlanarTruth(trained.vae, x, points)
     z = trained.sample(draws)
     exact = truth.elbo(z)
     log_likelihood = float(truth.log_likelihood.mean())
@@ -170,7 +173,7 @@ def run(job: Job) -> list[Row]:
             "cpu_seconds_with_verdict": cpu,
             "matmul_seconds": matmul,
             "steps": steps,
-            **judged(trained, QUICK_JUDGED if quick else JUDGED),
+            **(judged(trained, QUICK_JUDGED, QUICK_POINTS) if quick else judged(trained, JUDGED)),
             **trained.figures,
         }
     ]
@@ -198,7 +201,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     if not settings.quick and all(path.exists() for path in found.values()):
         drawn = {method: torch.load(path, weights_only=True) for method, path in found.items()}
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
-        figures.planes(drawn, LABELS | LAWS).savefig(PICTURE, dpi=150)
+        figures.planes(drawn, latent_tables.LABELS | LAWS).savefig(PICTURE, dpi=150)
         print(PICTURE)
     return records
 

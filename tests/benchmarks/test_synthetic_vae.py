@@ -45,7 +45,7 @@ def known(optimism: float, scale: float = 1.0) -> synthetic_vae.Trained:
 def test_figures_of_a_perfect_encoder() -> None:
     wrong = math.log1p(math.exp(-SHARPNESS))  # of one pixel, in nats
     row = synthetic_vae.judged(known(0.0), DRAWS)
-    assert row["reconstruction_error"] == pytest.approx(wrong, rel=1e-5)
+    assert row["reconstruction_error"] == pytest.approx(wrong, rel=1e-4)
     # Draws of another quadrant add e^-12 each.
     assert row["log_likelihood"] == pytest.approx(OPTIMUM - 4.0 * wrong, abs=1e-4)
     assert row["elbo"] == pytest.approx(OPTIMUM - 4.0 * wrong, abs=1e-4)
@@ -92,14 +92,12 @@ def test_methods_share_the_model_and_its_first_parameters(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("method", list(synthetic_vae.METHODS))
-def test_a_short_run_fills_a_record(
-    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(synthetic_vae, "QUICK_STEPS", 20)
+def test_a_short_run_fills_a_record(method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(synthetic_vae, "QUICK_STEPS", 10)
     monkeypatch.setattr(synthetic_vae, "QUICK_JUDGED", 400)
     monkeypatch.setattr(synthetic_vae, "CACHE", tmp_path)
     (row,) = synthetic_vae.run(Job(synthetic_vae.TARGET, method, 0, 0.05))
-    assert row["steps"] == 20
+    assert row["steps"] == 10
     assert all(math.isfinite(row[key]) for key in ("log_likelihood", "elbo", "elbo_exact", "kl_aggregate"))
     # An untrained model is no better than the optimum, nor is any encoder's ELBO.
     assert row["log_likelihood"] < OPTIMUM

@@ -1,0 +1,52 @@
+"""Markdown tables of latent-variable models: a row per method, median (range) over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.tables import Column, Row, markdown, spread, values
+
+LABELS = {"vae": "Gaussian VAE", "avb": "AVB", "avb+ac": "AVB, adaptive contrast"}
+SYNTHETIC: tuple[Column, ...] = (
+    ("log_likelihood", "log-likelihood", ".4f"),
+    ("elbo_exact", "exact ELBO", ".4f"),
+    ("elbo_error", "estimated - exact ELBO", "+.4f"),
+    ("reconstruction_error", "reconstruction error", ".5f"),
+    ("kl_aggregate", "KL(q(z), p(z))", ".4f"),
+    ("cpu_seconds_with_verdict", "CPU seconds", ".0f"),
+)
+#: The paper's Table 1; its ELBO of AVB is the adversary's estimate.
+SYNTHETIC_PAPER: dict[str, dict[str, str]] = {
+    "VAE, as published": {
+        "log_likelihood": "-1.568",
+        "elbo_exact": "-1.697",
+        "reconstruction_error": "0.0885",
+        "kl_aggregate": "0.165",
+    },
+    "AVB, as published": {
+        "log_likelihood": "-1.403",
+        "elbo_exact": "-1.421",
+        "reconstruction_error": "0.00577",
+        "kl_aggregate": "0.026",
+    },
+}
+
+
+def by_method(records: Sequence[Row], columns: Sequence[Column], labels: Mapping[str, str] = LABELS) -> list[list[str]]:
+    """Rows of a table: median and range of each column over a method's seeds, and how many of them failed."""
+    rows = []
+    for method, label in labels.items():
+        mine = [r for r in records if r["method"] == method]
+        if not mine:
+            continue
+        sound = [r for r in mine if "error" not in r]
+        lost = f" ({len(mine) - len(sound)} of {len(mine)} failed)" if len(sound) < len(mine) else ""
+        rows.append([label + lost, *(spread(values(sound, key), form) for key, _, form in columns)])
+    return rows
+
+
+def synthetic(records: Sequence[Row]) -> str:
+    """The synthetic example's table, the paper's figures last."""
+    rows = by_method(records, SYNTHETIC)
+    rows += [[label, *(known.get(key, "-") for key, _, _ in SYNTHETIC)] for label, known in SYNTHETIC_PAPER.items()]
+    return markdown(["method", *(title for _, title, _ in SYNTHETIC)], rows)
