@@ -40,7 +40,7 @@ NAME = "synthetic_vae"
 TARGET = "one_hot_2x2"
 CACHE = Path(__file__).resolve().parent / ".cache" / NAME
 SEEDS = 3
-STEPS, QUICK_STEPS = 6000, 300
+STEPS, QUICK_STEPS = 8000, 300
 HIDDEN = (128, 128)
 #: Draws for each image in a training step, and those that the judges see.
 DRAWS, JUDGED, QUICK_JUDGED, SHOWN = 128, 40_000, 4_000, 2_000
@@ -85,12 +85,16 @@ def train_vae(seed: int, steps: int) -> Trained:
     pyro.set_rng_seed(seed)
     vae, x = make_vae(), one_hot_images()
     encoder = GaussianEncoder(MLPBody(x.shape[1], HIDDEN), 2)
+    groups: list[dict[str, Any]] = [
+        {"params": list(encoder.parameters())},
+        {"params": list(vae.parameters()), "lr": DECODER_RATE},
+    ]
     latent.train(
         Trace_ELBO(num_particles=DRAWS, vectorize_particles=True),
         vae.model,
         encoder.guide,
         [x],
-        [{"params": list(encoder.parameters())}, {"params": list(vae.parameters()), "lr": DECODER_RATE}],
+        groups,
         latent.Recipe(steps, lr=RATE, average=AVERAGE),
         seed=seed,
     )

@@ -96,6 +96,7 @@ def test_methods_share_the_model_and_its_first_parameters(monkeypatch: pytest.Mo
 def test_a_short_run_fills_a_record(method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(synthetic_vae, "QUICK_STEPS", 10)
     monkeypatch.setattr(synthetic_vae, "QUICK_JUDGED", 400)
+    monkeypatch.setattr(synthetic_vae, "QUICK_POINTS", 41)
     monkeypatch.setattr(synthetic_vae, "CACHE", tmp_path)
     (row,) = synthetic_vae.run(Job(synthetic_vae.TARGET, method, 0, 0.05))
     assert row["steps"] == 10
