@@ -47,7 +47,7 @@ DRAWS, JUDGED, QUICK_JUDGED, SHOWN = 128, 40_000, 4_000, 2_000
 #: Points of the quadrature per axis.
 POINTS, QUICK_POINTS = 301, 101
 #: The decoder learns faster than the encoder: borders between images are as sharp as its weights are large.
-RATE, DECODER_RATE, ADVERSARY_RATE, AVERAGE = 3e-3, 8e-3, 4e-3, 0.999
+RATE, DECODER_RATE, ADVERSARY_RATE, AVERAGE = 3e-3, 1.6e-2, 4e-3, 0.999
 #: Draws from which adaptive contrast takes a Gaussian's moments.
 MOMENT_DRAWS = 128
 RELU = 0.0  # slope on the left: posteriors with sharp edges are cut out better by units with kinks
