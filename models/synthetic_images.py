@@ -18,7 +18,7 @@ from avbvi import Estimate
 from avbvi.arguments import integer, positive_number
 from avbvi.divergences import knn_entropy
 
-from .quadrature import quadrature_log_evidences
+from .quadrature import LatentPlane
 from .vaes import VAE
 
 __all__ = ["OPTIMUM", "PlanarTruth", "kl_to_standard_normal", "one_hot_images"]
@@ -55,14 +55,12 @@ class PlanarTruth:
     def __init__(self, vae: VAE, x: Tensor, points: int = 301, limit: float = 6.5) -> None:
         if vae.latent_dim != 2:
             raise ValueError(f"vae must have two latents to be integrated over a plane, found {vae.latent_dim}")
-        integer("points", points, 2)
+        integer("points", points, 3)
         limit = positive_number("limit", limit)
         self._vae = copy.deepcopy(vae).double()
         self._x = x.detach().double()
-        self._points, self._limit = points, limit
-        self.log_likelihood = quadrature_log_evidences(
-            lambda z: self.log_joint(z[..., None, :]), -limit, limit, points, count=len(x)
-        )
+        self._plane = LatentPlane.of(self.log_joint, len(x), reach=limit, n=points, like=self._x)
+        self.log_likelihood = self._plane.log_evidence
 
     @torch.no_grad()
     def log_joint(self, z: Tensor) -> Tensor:
@@ -75,11 +73,10 @@ class PlanarTruth:
 
     def sample_posterior(self, n: int) -> Tensor:
         """n draws of each datum's posterior, as if it were constant in the cells of the grid: (n, B, 2)."""
-        axis = torch.linspace(-self._limit, self._limit, self._points, dtype=torch.float64)
-        grid = torch.cartesian_prod(axis, axis)
-        weights = self.log_posterior(grid[:, None]).exp().mT
-        z = grid[torch.multinomial(weights, n, replacement=True).mT]
-        return z + (axis[1] - axis[0]) * (torch.rand_like(z) - 0.5)
+        plane = self._plane
+        weights = (plane.log_posterior + plane.log_weights[:, None]).exp().mT
+        z = plane.points[torch.multinomial(weights, n, replacement=True).mT]
+        return z + (plane.axis[1] - plane.axis[0]) * (torch.rand_like(z) - 0.5)
 
     def elbo(self, z: Tensor, k: int = 3) -> Estimate:
         """ELBO, as a mean over the data, of an encoder with these independent draws (n, B, 2): no density is needed.
