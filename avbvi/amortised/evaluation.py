@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
+from ..divergences import knn_entropy
 from ..estimates import Estimate
 from ..rng import seeded
 from ..targets import Model
@@ -22,6 +23,8 @@ CHUNK = 2**22
 PIECES = 10
 #: Data whose moments are looked at, and draws for them: 64 for each coordinate within these limits.
 MOMENT_DATA, LEAST_MOMENT_DRAWS, MOST_MOMENT_DRAWS = 256, 512, 4096
+#: Entropies by neighbours: the most dimensions, data, draws of each, the least of them, and draws of all data together.
+ENTROPY_DIM, ENTROPY_DATA, MOST_ENTROPY_DRAWS, LEAST_ENTROPY_DRAWS, ENTROPY_ALL_DRAWS = 3, 16, 5000, 1000, 2**19
 
 
 class DrawTerms(NamedTuple):
@@ -120,6 +123,28 @@ def moment_draws(guide: AmortisedAVBGuide, data: Minibatch) -> Tensor:
     rows = [min(size, n - start) for start in range(0, n, size)]
     shapes = (torch.Size((k, len(context))) for k in rows)
     return torch.cat([sampler(sampler.sample_noise(shape, like=guide.anchor), context) for shape in shapes])
+
+
+@torch.no_grad()
+def entropy_excess(guide: AmortisedAVBGuide, data: Minibatch) -> Estimate | None:
+    """E_q[-log q] by the learned density less the entropy of q by neighbours, in nats, mean over some of the data.
+
+    It is KL(q, learned q) where that is normalised, and what the ELBO's estimate is too high by. Structure thinner than
+    the draws are dense makes it read too low. ``None`` where neighbours tell too little: above three dimensions, or for
+    more data than leave a thousand draws each.
+    """
+    assert guide.plate_layout is not None
+    n = min(ENTROPY_ALL_DRAWS // data.frame.size, MOST_ENTROPY_DRAWS)
+    if guide.plate_layout.dim > ENTROPY_DIM or n < LEAST_ENTROPY_DRAWS:
+        return None
+    draws, log_q = [], []
+    for rows in _rows(guide, data, n):
+        z = guide.draw_for(data, rows)
+        log_q.append(guide.log_ratio_and_contrast(z, data, guide.given(data))[:, :ENTROPY_DATA].double())
+        draws.append(z[:, :ENTROPY_DATA].double())
+    entropies = [knn_entropy(z) for z in torch.cat(draws).unbind(1)]
+    value = -float(torch.cat(log_q).mean()) - sum(e.value for e in entropies) / len(entropies)
+    return Estimate(value, math.hypot(*(e.stderr for e in entropies)) / len(entropies))
 
 
 class MomentBound(NamedTuple):

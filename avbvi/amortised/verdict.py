@@ -17,6 +17,7 @@ from .evaluation import (
     DrawTerms,
     activity,
     draw_terms,
+    entropy_excess,
     held_out_logits,
     likelihood_is_discrete,
     mean_over_data,
@@ -100,6 +101,7 @@ def judge(
         _check_run(found, skipped, steps)
         if _is_finite(found, terms):
             _check_moments(found, terms, moment_draws(guide, data))
+            _check_entropy(found, entropy_excess(guide, data))
             _check_calibration(found, guide, data, n)
             _check_elbo(found, model, data, terms)
             if ais is not None:
@@ -146,6 +148,19 @@ def _check_moments(found: Findings, terms: DrawTerms, fitted: Tensor) -> None:
             f"moments prove a KL(q, r) of {bound.proved.value:.3g} nats per datum, the adversary says "
             f"{bound.claimed.value:.3g}"
         )
+
+
+def _check_entropy(found: Findings, excess: Estimate | None) -> None:
+    """In few dimensions neighbours know the entropy of q, folds and edges that no moment shows included."""
+    if excess is None:
+        return
+    found.figure("entropy_excess", excess)
+    if not excess.value - limits.SIGMAS * excess.stderr <= MISSED:
+        reason = (
+            f"the learned log q is {excess.value:.3g} nats per datum too low on average, by the entropy of nearest "
+            "neighbours: the ELBO's estimate is too high by as much"
+        )
+        found.doubt(reason, RICHER, "a lower learning rate of the sampler", failed=excess.value > MISSED_BY_FAR)
 
 
 def _check_calibration(found: Findings, guide: AmortisedAVBGuide, data: Minibatch, n: int) -> None:

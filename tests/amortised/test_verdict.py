@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from avbvi import AmortisedPosterior, AVBGuide, Estimate, PriorContrast, Verdict
 from avbvi.amortised.adversaries import ConditionalAdversary
 from avbvi.amortised.contrasts import ConditionalGaussianContrast
+from avbvi.amortised.samplers import AmortisedSampler
 from avbvi.amortised.verdict import judge
 from avbvi.runs import Run
 
@@ -41,6 +43,17 @@ class Distorted(Oracle):
 
     def forward(self, features: Tensor, context: Tensor, log_prior: Tensor | None = None) -> Tensor:
         return self.scale * super().forward(features, context, log_prior) + self.shift
+
+
+class Ring(AmortisedSampler):
+    """Draws on a ring of radius 1 and sd .1 for every datum: its moments are those of N(0, .505 I)."""
+
+    noise_dim = 2
+
+    def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        angle = math.pi * torch.special.erf(noise[..., 0] / math.sqrt(2.0))
+        radius = 1.0 + 0.1 * noise[..., 1]
+        return torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
 
 
 class Bernoulli(LinearGaussian):
@@ -144,6 +157,29 @@ def test_moments_that_the_adversary_does_not_see(strength: float, status: str) -
     assert verdict.figures["missed_nats"] == pytest.approx(float(truth), abs=0.03)
     assert says(verdict, f"the adversary misses at least {verdict.figures['missed_nats']:.3g} nats") == (strength > 0)
     assert verdict.status == status, str(verdict)
+
+
+@pytest.mark.parametrize("n", [N, 400])
+def test_what_neighbours_see_and_moments_do_not(n: int) -> None:
+    known = LinearGaussian()
+    x = known.data(n)
+    guide = AVBGuide(known.model, sampler=Ring(3), contrast=ConditionalGaussianContrast(), adversary=Silent())
+    guide.setup(x)
+    found = AmortisedPosterior(known.model, guide, (x,), {}, verdict=Verdict("ok", []), run=Run(steps=100)).judge()
+    assert abs(found.figures["missed_nats"]) < 0.05  # r has q's moments
+    assert says(found, "nearest neighbours")
+    assert found.status == "suspect"
+    # -E_q[log r] - H(q), the entropy of the ring in polar coordinates; E[log radius] = -.1^2 / 2 to second order.
+    entropy = math.log(2.0 * math.pi) - 0.005 + 0.5 * math.log(2.0 * math.pi * math.e * 0.01)
+    exact = math.log(2.0 * math.pi * 0.505) + 1.0 - entropy
+    assert found.figures["entropy_excess"] == pytest.approx(exact, abs=0.05)
+
+
+def test_neighbours_are_not_asked_in_many_dimensions() -> None:
+    known = LinearGaussian(5, 4)
+    found = linear(known, known.data(N)).judge()
+    assert found.status == "ok"
+    assert "entropy_excess" not in found.figures
 
 
 @pytest.mark.parametrize(
