@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.synthetic_vae [--seeds 3] [--methods M ...] [--keep] [--quick]``
 
-All methods share decoder, optimiser, schedule and steps, and see all four images in every step. log p(x), the true
-posterior and the ELBO of the trained encoder come from quadrature and neighbours (``models.synthetic_images``); the
-adversary's own estimate of the ELBO stands beside them. The picture shows the first seed. ``--quick`` trains for few
-steps; ``--minutes`` is of no effect. Each run has one thread; see ``benchmarks.runner`` for interrupted runs.
+All methods share decoder, optimiser, schedule and steps, and see all four images in every step; encoders have equally
+many parameters within 10 %. log p(x), the true posterior and the ELBO of the trained encoder come from quadrature and
+neighbours (``models.synthetic_images``); the adversary's own estimate of the ELBO stands beside them. The picture shows
+the first seed. ``--quick`` trains for few steps; ``--minutes`` is of no effect. Each run has one thread; see
+``benchmarks.runner`` for interrupted runs.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from avbvi.amortised.adversaries import InnerProductAdversary
 from avbvi.amortised.contrasts import ConditionalGaussianContrast
 from avbvi.amortised.samplers import ConditionalSampler
 from avbvi.contrasts import Contrast
+from avbvi.rng import rng_untouched
 from avbvi.schedules import Schedule
 from benchmarks import figures, latent, latent_tables, record, runner
 from benchmarks.judging import Row
 from benchmarks.runner import Job
 from models.decoders import FullyConnectedDecoder
-from models.encoders import GaussianEncoder, MLPBody
+from models.encoders import GaussianEncoder, MLPBody, parameter_count, width_for
 from models.synthetic_images import PlanarTruth, kl_to_standard_normal, one_hot_images
 from models.vaes import VAE
 
@@ -80,11 +82,24 @@ def make_vae() -> VAE:
     return VAE(FullyConnectedDecoder(2, (1, 2, 2), hidden=HIDDEN, activation=nn.ReLU), 2)
 
 
+def make_sampler() -> ConditionalSampler:
+    """AVB's encoder; its size is the budget of the Gaussian one."""
+    return ConditionalSampler(one_hot_images().shape[1], hidden=HIDDEN, slope=RELU)
+
+
+def gaussian_encoder(width: int) -> GaussianEncoder:
+    """The VAE's encoder."""
+    return GaussianEncoder(MLPBody(one_hot_images().shape[1], (width, width)), 2)
+
+
 def train_vae(seed: int, steps: int) -> Trained:
     """Gaussian encoder with diagonal covariance, trained by the plain ELBO."""
     pyro.set_rng_seed(seed)
     vae, x = make_vae(), one_hot_images()
-    encoder = GaussianEncoder(MLPBody(x.shape[1], HIDDEN), 2)
+    sampler = make_sampler()
+    with rng_untouched():
+        sampler.build(2)
+    encoder = gaussian_encoder(width_for(parameter_count(sampler), gaussian_encoder))
     groups: list[dict[str, Any]] = [
         {"params": list(encoder.parameters())},
         {"params": list(vae.parameters()), "lr": DECODER_RATE},
@@ -109,7 +124,7 @@ def train_avb(seed: int, steps: int, contrast: Contrast) -> Trained:
     vae, x = make_vae(), one_hot_images()
     guide = AVBGuide(
         vae.model,
-        sampler=ConditionalSampler(x.shape[1], hidden=HIDDEN, slope=RELU),
+        sampler=make_sampler(),
         adversary=InnerProductAdversary(hidden=HIDDEN, slope=RELU),
         contrast=contrast,
     )
