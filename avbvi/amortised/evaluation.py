@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
+from ..contrasts import PriorContrast
 from ..divergences import knn_entropy
 from ..estimates import Estimate
 from ..rng import seeded
@@ -23,8 +24,8 @@ CHUNK = 2**22
 PIECES = 10
 #: Data whose moments are looked at, and draws for them: 64 for each coordinate within these limits.
 MOMENT_DATA, LEAST_MOMENT_DRAWS, MOST_MOMENT_DRAWS = 256, 512, 4096
-#: Entropies by neighbours: the most dimensions, data, draws of each, the least of them, and draws of all data together.
-ENTROPY_DIM, ENTROPY_DATA, MOST_ENTROPY_DRAWS, LEAST_ENTROPY_DRAWS, ENTROPY_ALL_DRAWS = 3, 16, 5000, 1000, 2**19
+#: The most dimensions in which entropies by neighbours are trusted.
+ENTROPY_DIM = 3
 
 
 class DrawTerms(NamedTuple):
@@ -126,25 +127,49 @@ def moment_draws(guide: AmortisedAVBGuide, data: Minibatch) -> Tensor:
 
 
 @torch.no_grad()
-def entropy_excess(guide: AmortisedAVBGuide, data: Minibatch) -> Estimate | None:
+def entropy_excess(
+    guide: AmortisedAVBGuide, data: Minibatch, *, draws: int = 5000, most: int = 2**19, seen: int = 16
+) -> Estimate | None:
     """E_q[-log q] by the learned density less the entropy of q by neighbours, in nats, mean over some of the data.
 
     It is KL(q, learned q) where that is normalised, and what the ELBO's estimate is too high by. Structure thinner than
-    the draws are dense makes it read too low. ``None`` where neighbours tell too little: above three dimensions, or for
-    more data than leave a thousand draws each.
+    the draws are dense makes it read too low.
+
+    Args:
+        guide: the guide.
+        data: the minibatch.
+        draws: the most for each datum.
+        most: for all data that have to be drawn for.
+        seen: number of data that are looked at.
+
+    Returns:
+        ``None`` where neighbours tell too little: above three dimensions, or with less than a fifth of ``draws``.
     """
     assert guide.plate_layout is not None
-    n = min(ENTROPY_ALL_DRAWS // data.frame.size, MOST_ENTROPY_DRAWS)
-    if guide.plate_layout.dim > ENTROPY_DIM or n < LEAST_ENTROPY_DRAWS:
+    part = _first(guide, data, seen)
+    n = min(most // part.frame.size, draws)
+    if guide.plate_layout.dim > ENTROPY_DIM or n < draws // 5:
         return None
-    draws, log_q = [], []
-    for rows in _rows(guide, data, n):
-        z = guide.draw_for(data, rows)
-        log_q.append(guide.log_ratio_and_contrast(z, data, guide.given(data))[:, :ENTROPY_DATA].double())
-        draws.append(z[:, :ENTROPY_DATA].double())
-    entropies = [knn_entropy(z) for z in torch.cat(draws).unbind(1)]
-    value = -float(torch.cat(log_q).mean()) - sum(e.value for e in entropies) / len(entropies)
+    pieces = []
+    for rows in _rows(guide, part, n):
+        z = guide.draw_for(part, rows)
+        pieces.append((z[:, :seen], guide.log_ratio_and_contrast(z, part, guide.given(part))[:, :seen]))
+    z, log_q = (torch.cat(parts).double() for parts in zip(*pieces, strict=True))
+    if not bool(torch.isfinite(z).all()):
+        return Estimate(math.inf, math.nan)
+    entropies = [knn_entropy(of_datum) for of_datum in z.unbind(1)]
+    value = -float(log_q.mean()) - sum(e.value for e in entropies) / len(entropies)
     return Estimate(value, math.hypot(*(e.stderr for e in entropies)) / len(entropies))
+
+
+def _first(guide: AmortisedAVBGuide, data: Minibatch, count: int) -> Minibatch:
+    """The first data of a minibatch, or all where the model has to be asked about them, whose arguments are whole."""
+    asks_model = isinstance(guide.part("contrast"), PriorContrast) or guide.part("adversary").uses_log_prior
+    if asks_model or data.frame.size <= count:
+        return data
+    return data._replace(
+        frame=data.frame._replace(size=count), indices=data.indices[:count], context=data.context[:count]
+    )
 
 
 class MomentBound(NamedTuple):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..diagnostics import Verdict
-from ..recovery import DRAWS, Recovery, are_finite, broken_adversary, changed_spread
+from ..diagnostics import Verdict, limits
+from ..recovery import DRAWS, Level, Recovery, are_finite, broken_adversary, changed_spread
 from ..rng import seeded
 from ..training import Trainer
 from ..training_state import TrainingState
-from .evaluation import held_out_logits
+from .evaluation import entropy_excess, held_out_logits
 from .guide import AmortisedAVBGuide
 from .minibatch import Minibatch
 from .posterior import AmortisedPosterior
@@ -18,6 +20,11 @@ from .verdict import judge
 
 #: Numbers that a look at the run's health may draw.
 MOST = 2**20
+#: Nats by which the learned log q may be too low for a look to count as good, and from which on the run has broken down
+#: if it was good before.
+SOUND, LOST = 0.3, 1.0
+#: Draws for each datum, of all data, and data looked at, of the entropy that this is measured by.
+ENTROPY_DRAWS, MOST_ENTROPY_DRAWS, ENTROPY_DATA = 500, 2**14, 8
 
 
 class AmortisedRecovery(Recovery):
@@ -25,6 +32,10 @@ class AmortisedRecovery(Recovery):
 
     Losses vary from minibatch to minibatch: their median is compared with the last one in units of their own spread
     and of the number of latents.
+
+    With few latents the learned density is held against the entropy of neighbours: where q folds, the adversary does
+    not see it and the learned ELBO rises. Once the two have agreed, only states in which they do are kept, and one
+    in which they are a nat apart is left.
 
     Args:
         state: what the run's steps change.
@@ -34,6 +45,8 @@ class AmortisedRecovery(Recovery):
     def __init__(self, state: TrainingState, run: AmortisedRun) -> None:
         super().__init__(state)
         self._run = run
+        #: Excess of the learned entropy at the last look, where it could be measured.
+        self._excess: float | None = None
 
     def _data(self) -> Minibatch:
         guide = self._run.guide
@@ -74,7 +87,29 @@ class AmortisedRecovery(Recovery):
             changed = changed_spread(self._spread(), last_spread)
             if changed is not None:
                 return changed
-        return broken_adversary(guide, t_q, t_r)
+        return broken_adversary(guide, t_q, t_r) or self._unseen(guide, data)
+
+    def _unseen(self, guide: AmortisedAVBGuide, data: Minibatch) -> str | None:
+        with seeded(0):
+            measured = entropy_excess(guide, data, draws=ENTROPY_DRAWS, most=MOST_ENTROPY_DRAWS, seen=ENTROPY_DATA)
+        self._excess = None if measured is None else measured.value
+        if measured is None or not self._was_sound() or measured.value - limits.SIGMAS * measured.stderr < LOST:
+            return None
+        return (
+            f"the adversary lost sight of q: the learned log q is {measured.value:.3g} nats per datum too low, by the "
+            "entropy of nearest neighbours"
+        )
+
+    def _was_sound(self) -> bool:
+        return bool(self._snapshots) and self._snapshots[-1].get("excess", math.inf) <= SOUND
+
+    def _keep(self, level: Level | None) -> None:
+        excess = math.inf if self._excess is None else self._excess
+        if self._excess is not None and excess > SOUND and self._was_sound():
+            self._clear()
+            return
+        super()._keep(level)
+        self._snapshots[-1]["excess"] = excess
 
 
 class AmortisedRun(Trainer):

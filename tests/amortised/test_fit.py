@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import avbvi
-from avbvi import AdversarialELBO, AmortisedPosterior, AVBGuide, CheckpointError, FitFailed, Schedule, Stopping
+from avbvi import (
+    AdversarialELBO,
+    AmortisedPosterior,
+    AVBGuide,
+    CheckpointError,
+    Estimate,
+    FitFailed,
+    Schedule,
+    Stopping,
+)
 from avbvi import recovery as recovery_module
 from avbvi import training as training_module
+from avbvi.amortised import runs as runs_module
 from avbvi.amortised.adversaries import InnerProductAdversary
 from avbvi.amortised.contrasts import ConditionalGaussianContrast
 from avbvi.batches import LoaderBatches
@@ -268,6 +278,32 @@ def test_a_breakdown_is_undone(what: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert any("the run broke down" in reason for reason in posterior.verdict.reasons)
     assert all(bool(torch.isfinite(value).all()) for value in state_of(posterior, known).values())
     assert float(posterior.guide.part("sampler").l.detach().diagonal().abs().min()) > 1e-3
+
+
+def test_a_run_goes_back_to_where_neighbours_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery_module, "CHECK_EVERY", 5)
+    script = iter([Estimate(5.0, 0.1), Estimate(0.2, 0.1), Estimate(0.5, 0.1), Estimate(2.0, 0.1)])
+    looks, restored = [], []
+
+    def scripted(guide: AVBGuide, data: Any, **options: Any) -> Estimate:
+        looks.append(guide.part("sampler").l.detach().clone())
+        return next(script, Estimate(0.1, 0.1))
+
+    original = recovery_module.Recovery.restore_last
+
+    def noted(self: recovery_module.Recovery) -> None:
+        original(self)
+        restored.append(self.guide.part("sampler").l.detach().clone())
+
+    monkeypatch.setattr(runs_module, "entropy_excess", scripted)
+    monkeypatch.setattr(recovery_module.Recovery, "restore_last", noted)
+    posterior = fit(LinearGaussian(), loader(), steps=40)
+    # The first look is no reason: the two have yet to agree. The second one's state is the last good one.
+    assert posterior.run.rollbacks == 1
+    assert any("lost sight of q: the learned log q is 2 nats" in reason for reason in posterior.verdict.reasons)
+    assert len(restored) == 1
+    assert torch.equal(restored[0], looks[1])
+    assert not torch.equal(looks[1], looks[2])
 
 
 def test_a_run_that_breaks_down_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
