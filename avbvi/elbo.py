@@ -117,8 +117,8 @@ class AdversarialELBO(ELBO):
         self._trainers = Trainers(adversary_lr)
         self._factor = 1.0
         self._guard = StepGuard()
-        #: By what all learning rates are multiplied (lowered by ``fit`` when it has to roll back).
-        self.caution = 1.0
+        #: By what the outer learning rates and the adversary's are multiplied (lowered by ``fit`` when it rolls back).
+        self.caution = self.adversary_caution = 1.0
         #: The guide of the last call, a weak reference.
         self._guide: Callable[[], Any] = lambda: None
         #: Inverse temperature of the last training call.
@@ -249,7 +249,8 @@ class AdversarialELBO(ELBO):
     def begin_run(self) -> None:
         """Forget what an earlier run has left behind: skipped steps, lengths of gradients, lowered rates."""
         self._guard = StepGuard()
-        self.caution, self.before_adversarial = 1.0, None
+        self.caution = self.adversary_caution = 1.0
+        self.before_adversarial = None
 
     # -- a training call --------------------------------------------------------------------------------
 
@@ -350,7 +351,7 @@ class AdversarialELBO(ELBO):
         """The adversary's steps at a point of its stage; sets the outer step's rate."""
         trainer = self._trainers.of(guide)
         self._factor, factor = trainer.follow(guide, self.schedule, done, timed)
-        trainer.steps(guide, self.adversary_batch, self.caution * factor, self.adversary_steps)
+        trainer.steps(guide, self.adversary_batch, self.adversary_caution * factor, self.adversary_steps)
 
     def _moving(self, guides: list[AVBGuide]) -> bool:
         """Whether the outer step moves anything: not while the adversaries are polished."""
@@ -379,14 +380,15 @@ class AdversarialELBO(ELBO):
 
     def state_dict(self) -> dict[str, Any]:
         """Adversaries' optimisers and averages of the samplers' weights, by the guides' names; see ``LOSS``."""
-        return {LOSS: {**self._guard.state_dict(), "caution": self.caution}} | self._trainers.state_dict()
+        own = {"caution": self.caution, "adversary_caution": self.adversary_caution}
+        return {LOSS: self._guard.state_dict() | own} | self._trainers.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; states of guides not yet met wait for them."""
         own = state.get(LOSS)
         if own is not None:
             self._guard.load_state_dict(own)
-            self.caution = own["caution"]
+            self.caution, self.adversary_caution = own["caution"], own["adversary_caution"]
         self._trainers.load_state_dict({name: value for name, value in state.items() if name != LOSS})
 
     def forget(self, guide: AVBGuide) -> None:

@@ -196,7 +196,8 @@ class Recovery:
             FitFailed: as :meth:`observe`.
         """
         at = int(self.guide.step_count)
-        caution = self.state.elbo.caution
+        elbo = self.state.elbo
+        cautions = elbo.caution, elbo.adversary_caution
         self.restore_last()
         if self.rollbacks >= MOST_ROLLBACKS:
             raise FitFailed(
@@ -207,8 +208,13 @@ class Recovery:
             )
         self.rollbacks += 1
         self.reasons.append(f"step {at}: {symptom}")
-        self.state.elbo.caution = 0.5 * caution
-        self.state.elbo.forgive()
+        # Restoring has brought earlier ones back.
+        elbo.caution, elbo.adversary_caution = self._slower(*cautions)
+        elbo.forgive()
+
+    def _slower(self, caution: float, adversary_caution: float) -> tuple[float, float]:
+        """Factors of the outer rates and of the adversary's after a rollback, from those before."""
+        return 0.5 * caution, 0.5 * adversary_caution
 
     def restore_last(self) -> None:
         """Restore the last good state; if it is asked for again before the next look, the one before."""

@@ -22,7 +22,7 @@ from .verdict import judge
 MOST = 2**20
 #: Nats by which the learned log q may be too low for a look to count as good, and from which on the run has broken down
 #: if it was good before.
-SOUND, LOST = 0.3, 1.0
+SOUND, LOST = 0.2, 0.5
 #: Draws for each datum, of all data, and data looked at, of the entropy that this is measured by.
 ENTROPY_DRAWS, MOST_ENTROPY_DRAWS, ENTROPY_DATA = 500, 2**14, 8
 
@@ -35,7 +35,7 @@ class AmortisedRecovery(Recovery):
 
     With few latents the learned density is held against the entropy of neighbours: where q folds, the adversary does
     not see it and the learned ELBO rises. Once the two have agreed, only states in which they do are kept, and one
-    in which they are a nat apart is left.
+    in which they are half a nat apart is left; the adversary then keeps its rate, as the sampler has outrun it.
 
     Args:
         state: what the run's steps change.
@@ -47,6 +47,7 @@ class AmortisedRecovery(Recovery):
         self._run = run
         #: Excess of the learned entropy at the last look, where it could be measured.
         self._excess: float | None = None
+        self._outrun = False
 
     def _data(self) -> Minibatch:
         guide = self._run.guide
@@ -93,12 +94,19 @@ class AmortisedRecovery(Recovery):
         with seeded(0):
             measured = entropy_excess(guide, data, draws=ENTROPY_DRAWS, most=MOST_ENTROPY_DRAWS, seen=ENTROPY_DATA)
         self._excess = None if measured is None else measured.value
-        if measured is None or not self._was_sound() or measured.value - limits.SIGMAS * measured.stderr < LOST:
+        self._outrun = (
+            measured is not None and self._was_sound() and not measured.value - limits.SIGMAS * measured.stderr < LOST
+        )
+        if measured is None or not self._outrun:
             return None
         return (
             f"the adversary lost sight of q: the learned log q is {measured.value:.3g} nats per datum too low, by the "
             "entropy of nearest neighbours"
         )
+
+    def _slower(self, caution: float, adversary_caution: float) -> tuple[float, float]:
+        outrun, self._outrun = self._outrun, False
+        return (0.5 * caution, adversary_caution) if outrun else super()._slower(caution, adversary_caution)
 
     def _was_sound(self) -> bool:
         return bool(self._snapshots) and self._snapshots[-1].get("excess", math.inf) <= SOUND

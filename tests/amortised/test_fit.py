@@ -289,7 +289,15 @@ def test_a_run_goes_back_to_where_neighbours_agreed(monkeypatch: pytest.MonkeyPa
         looks.append(guide.part("sampler").l.detach().clone())
         return next(script, Estimate(0.1, 0.1))
 
-    original = recovery_module.Recovery.restore_last
+    original, after = recovery_module.Recovery.restore_last, []
+    step = Trainer.step
+
+    def counted(self: Trainer) -> float:
+        loss = step(self)
+        after.append((self.elbo.caution, self.elbo.adversary_caution))
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", counted)
 
     def noted(self: recovery_module.Recovery) -> None:
         original(self)
@@ -304,6 +312,7 @@ def test_a_run_goes_back_to_where_neighbours_agreed(monkeypatch: pytest.MonkeyPa
     assert len(restored) == 1
     assert torch.equal(restored[0], looks[1])
     assert not torch.equal(looks[1], looks[2])
+    assert sorted(set(after)) == [(0.5, 1.0), (1.0, 1.0)]  # the adversary keeps its rate
 
 
 def test_a_run_that_breaks_down_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
