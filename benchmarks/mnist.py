@@ -52,7 +52,7 @@ TRAINING, TESTING = DynamicBinarisation(), StaticBinarisation(seed=0)
 #: Steps of training by device and target.
 STEPS = {
     "cuda": {"table_3a": 50_000, "table_3c": 40_000, "table_2": 25_000},
-    "cpu": {"table_3a": 10_000, "table_3c": 2_000, "table_2": 400},
+    "cpu": {"table_3a": 7_000, "table_3c": 2_000, "table_2": 400},
 }
 #: Pictures in a step and learning rate by device: a GPU has room for more pictures in the same time.
 BATCH_SIZE, RATE = {"cuda": 512, "cpu": 128}, {"cuda": 2e-3, "cpu": 1e-3}
