@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
-from .densities import BatchMetric
+from ..hmc import Metric
 from .path import Move, Path, PathState, hmc_move
 
 #: Acceptances that the common step size is read off at a time, at least, where the data are few.
@@ -75,7 +75,7 @@ class Annealing(ABC):
     done: int
 
     def __init__(
-        self, path: Path, betas: Tensor, metric: BatchMetric, leapfrog_steps: int, generator: torch.Generator
+        self, path: Path, betas: Tensor, metric: Metric, leapfrog_steps: int, generator: torch.Generator
     ) -> None:
         self.path, self.betas, self.metric = path, betas.tolist(), metric
         self.leapfrog_steps, self.generator = leapfrog_steps, generator

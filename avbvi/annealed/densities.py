@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import found, instance, positive_number
+from ..hmc import DiagonalMetric, Metric
 
 #: Draws that a scale is read off, at least.
 _LEAST_DRAWS = 8
@@ -47,33 +48,8 @@ class PriorDensity(DatumDensity, Protocol):
         ...
 
 
-class BatchMetric(ABC):
-    """Square roots L_i of inverse masses, one per datum, for states (chains, B, dim); as :class:`avbvi.hmc.Metric`."""
-
-    @abstractmethod
-    def scale(self, r: Tensor) -> Tensor:
-        """L r by chain and datum: (chains, B, dim) -> (chains, B, dim)."""
-
-    @abstractmethod
-    def pull(self, gradient: Tensor) -> Tensor:
-        """L^T g by chain and datum: (chains, B, dim) -> (chains, B, dim)."""
-
-
-class DiagonalBatchMetric(BatchMetric):
-    """Diagonal L, its diagonals (B, dim) or (dim,)."""
-
-    def __init__(self, scales: Tensor) -> None:
-        self.scales = scales
-
-    def scale(self, r: Tensor) -> Tensor:
-        return r * self.scales
-
-    def pull(self, gradient: Tensor) -> Tensor:
-        return gradient * self.scales
-
-
-class DenseBatchMetric(BatchMetric):
-    """Lower-triangular L (B, dim, dim)."""
+class DenseBatchMetric(Metric):
+    """Lower-triangular L_i, one per datum, (B, dim, dim), for states (chains, B, dim)."""
 
     def __init__(self, factors: Tensor) -> None:
         self.factors = factors
@@ -83,6 +59,9 @@ class DenseBatchMetric(BatchMetric):
 
     def pull(self, gradient: Tensor) -> Tensor:
         return _multiplied(self.factors.mT, gradient)
+
+    def whiten(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factors, z.permute(1, 2, 0), upper=False).permute(2, 0, 1)
 
 
 def _multiplied(matrices: Tensor, vectors: Tensor) -> Tensor:
@@ -110,7 +89,7 @@ class StartDensity(ABC):
         return value.detach(), gradient
 
     @abstractmethod
-    def metric(self, draws: Tensor) -> BatchMetric:
+    def metric(self, draws: Tensor) -> Metric:
         """Inverse mass for HMC along the path; ``draws`` (n, B, dim) are of this density, and used for nothing else."""
 
     @abstractmethod
@@ -200,7 +179,7 @@ class GaussianStart(StartDensity):
         white = _multiplied(self._inverse, z.detach() - self.loc)
         return self._log_constant - 0.5 * white.square().sum(-1), -_multiplied(self._inverse.mT, white)
 
-    def metric(self, draws: Tensor) -> BatchMetric:
+    def metric(self, draws: Tensor) -> Metric:
         return DenseBatchMetric(self._factor)
 
     def part(self, begin: int, end: int) -> GaussianStart:
@@ -232,14 +211,14 @@ class PriorStart(StartDensity):
     def log_prob(self, z: Tensor) -> Tensor:
         return self.density.log_prior(z)
 
-    def metric(self, draws: Tensor) -> BatchMetric:
+    def metric(self, draws: Tensor) -> Metric:
         flat = draws.flatten(0, 1)
         if len(flat) < _LEAST_DRAWS:
-            return DiagonalBatchMetric(torch.ones_like(flat[0]))
+            return DiagonalMetric(torch.ones_like(flat[0]))
         # Over chains and data; quartiles, since priors may have heavy tails.
         low, high = flat.sort(0).values[[len(flat) // 4, (3 * len(flat)) // 4]]
         scales = (high - low) / 1.349
-        return DiagonalBatchMetric(torch.where(scales > 0.0, scales, 1.0))
+        return DiagonalMetric(torch.where(scales > 0.0, scales, 1.0))
 
     def part(self, begin: int, end: int) -> StartDensity:
         raise TypeError("a PriorStart belongs to its density; leave start out, and each part has its own prior")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .densities import BatchMetric, DatumDensity, StartDensity
+from ..hmc import Metric
+from .densities import DatumDensity, StartDensity
 
 
 class PathState(NamedTuple):
@@ -83,7 +84,7 @@ def hmc_move(
     *,
     step_size: Tensor,
     leapfrog_steps: int,
-    metric: BatchMetric,
+    metric: Metric,
     generator: torch.Generator | None = None,
 ) -> Move:
     """One HMC transition of all chains of all data, which leaves start^(1 - beta) joint^beta invariant.

@@ -7,7 +7,8 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from avbvi.annealed import GaussianStart, PriorStart
-from avbvi.annealed.densities import DenseBatchMetric, DiagonalBatchMetric
+from avbvi.annealed.densities import DenseBatchMetric
+from avbvi.hmc import DiagonalMetric
 from tests.annealed.known import LinearGaussian
 
 
@@ -85,8 +86,9 @@ def test_metrics_multiply_by_chain_and_datum():
         for j in range(3):
             torch.testing.assert_close(dense.scale(r)[i, j], factor[j] @ r[i, j])
             torch.testing.assert_close(dense.pull(r)[i, j], factor[j].mT @ r[i, j])
+    torch.testing.assert_close(dense.whiten(dense.scale(r)), r)
     scales = torch.rand(3, 4, dtype=torch.float64)
-    diagonal, same = DiagonalBatchMetric(scales), DenseBatchMetric(torch.diag_embed(scales))
+    diagonal, same = DiagonalMetric(scales), DenseBatchMetric(torch.diag_embed(scales))
     torch.testing.assert_close(diagonal.scale(r), same.scale(r))
     torch.testing.assert_close(diagonal.pull(r), same.pull(r))
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from avbvi.annealed.densities import DenseBatchMetric, DiagonalBatchMetric, GaussianStart
+from avbvi.annealed.densities import DenseBatchMetric, GaussianStart
 from avbvi.annealed.path import Path, hmc_move
+from avbvi.hmc import DiagonalMetric
 from tests.annealed.known import LinearGaussian
 
 
@@ -51,7 +52,7 @@ def test_moves_leave_the_path_invariant(metric):
     path = Path(density, start)
     state = path.evaluate(exact.sample((n,)))
     first = state.z
-    scales = DiagonalBatchMetric(covariance.diagonal(dim1=-2, dim2=-1).sqrt())
+    scales = DiagonalMetric(covariance.diagonal(dim1=-2, dim2=-1).sqrt())
     for _ in range(3):
         state, probability = hmc_move(
             path, state, beta, step_size=torch.tensor([0.9, 1.1, 1.3]).double()[:, None], leapfrog_steps=3,
@@ -78,7 +79,7 @@ def test_moves_leave_a_skewed_density_invariant():
     for _ in range(3):
         state, _ = hmc_move(
             path, state, 1.0, step_size=torch.tensor([[0.8], [1.6]]).double(), leapfrog_steps=2,
-            metric=DiagonalBatchMetric(torch.ones(1).double()),
+            metric=DiagonalMetric(torch.ones(1).double()),
         )  # fmt: skip
     # E x = 2 with variance 2, E x^2 = 6 with variance 84.
     x = state.z.exp().squeeze(-1)
@@ -115,7 +116,7 @@ def test_no_chain_enters_where_the_density_is_zero_or_nan():
     for _ in range(10):
         state, probability = hmc_move(
             path, state, 0.5, step_size=torch.tensor(0.7), leapfrog_steps=3,
-            metric=DiagonalBatchMetric(torch.ones(1)),
+            metric=DiagonalMetric(torch.ones(1)),
         )  # fmt: skip
         assert (state.z > 0.0).all()
         assert ((probability >= 0.0) & (probability <= 1.0)).all()
