@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gradients import GradientBound
 from .guides import AVBGuide
 from .hints import hint_at
+from .optimisers import AdversaryAdam
 from .schedules import Schedule
 
 WARM_UP_STEPS = 100
@@ -27,10 +27,8 @@ class AdversaryTrainer:
     """
 
     def __init__(self, guide: AVBGuide, lr: float) -> None:
-        self.lr = lr
-        self.optimiser = torch.optim.Adam(guide.adversary_parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
+        self.adam = AdversaryAdam(guide.adversary_parameters(), lr)
         self.average: dict[str, Tensor] = {}
-        self.bound = GradientBound()
         #: The model's own parameters, by their names in Pyro's store, that outer steps have moved.
         self.met: set[str] = set()
 
@@ -91,20 +89,8 @@ class AdversaryTrainer:
 
     def _move(self, guide: AVBGuide, loss: Tensor, factor: float) -> None:
         """One step down the adversary's loss, unless its gradient is not finite."""
-        parameters = guide.adversary_parameters()
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        if not self.bound.apply([g for g in gradients if g is not None]):
+        if not self.adam.move(loss, factor):
             guide.skipped_steps += 1
-            return
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * factor
-        # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must
-        # find nothing there.
-        for p, g in zip(parameters, gradients, strict=True):
-            p.grad = g
-        self.optimiser.step()
-        for p in parameters:
-            p.grad = None
 
     def _averaged(self, guide: AVBGuide) -> dict[str, nn.Parameter]:
         return dict(guide.part("sampler").named_parameters())
@@ -127,19 +113,12 @@ class AdversaryTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state, the averaged weights and the usual length of a gradient."""
-        return {
-            "optimiser": self.optimiser.state_dict(),
-            "average": dict(self.average),
-            "bound": self.bound.state_dict(),
-            "met": sorted(self.met),
-        }
+        return {**self.adam.state_dict(), "average": dict(self.average), "met": sorted(self.met)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        state = copy.deepcopy(state)  # Adam would keep, and later overwrite, the caller's tensors
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.average = state["average"]
-        self.bound.load_state_dict(state["bound"])
+        self.adam.load_state_dict(state)
+        self.average = copy.deepcopy(state["average"])
         self.met = set(state["met"])
 
 

@@ -1,15 +1,19 @@
-"""The outer optimiser for Pyro's SVI: Adam with a schedule, at one rate for the guide and another for the model."""
+"""Optimisers: the outer one for Pyro's SVI, at one rate for the guide and another for the model, and an adversary's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pyro
+import torch
 from pyro.optim import PyroOptim
 from pyro.params.param_store import normalize_param_name
-from torch import nn
+from torch import Tensor, nn
 
+from .gradients import GradientBound
 from .schedules import ScheduledAdam
 
 
@@ -34,3 +38,46 @@ def scheduled_adam(
         return {"lr": lr if id(stored.get(name)) in own else model_lr}
 
     return PyroOptim(partial(ScheduledAdam, factor=factor), rate)
+
+
+class AdversaryAdam:
+    """Adam (betas 0.5, 0.999) of an adversary, whose gradients no other optimiser ever finds in ``.grad``.
+
+    Args:
+        parameters: those that it moves.
+        lr: its learning rate.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
+        self.parameters, self.lr = list(parameters), lr
+        self.optimiser = torch.optim.Adam(self.parameters, lr=lr, betas=(0.5, 0.999), fused=True)
+        self.bound = GradientBound()
+
+    def move(self, loss: Tensor, factor: float) -> bool:
+        """One step down the loss at ``factor`` times the rate; False, and no step, if its gradient is not finite.
+
+        A gradient that is much longer than those before is shortened.
+        """
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        if not self.bound.apply([g for g in gradients if g is not None]):
+            return False
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr * factor
+        # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must
+        # find nothing there.
+        for p, g in zip(self.parameters, gradients, strict=True):
+            p.grad = g
+        self.optimiser.step()
+        for p in self.parameters:
+            p.grad = None
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state and the usual length of a gradient."""
+        return {"optimiser": self.optimiser.state_dict(), "bound": self.bound.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        # Adam would keep, and later overwrite, the caller's tensors.
+        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+        self.bound.load_state_dict(state["bound"])

@@ -1,0 +1,277 @@
+"""Draws of the two joint laws of data and latents: q(x) q(z | x) of data and encoder, p(z) p(x | z) of the model."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from ..amortised.layout import Frame, PlateLayout, data_frame
+from ..amortised.target import Reached, StopAfter
+from ..arguments import found
+from ..checks import check_latents
+from ..errors import ModelError
+from ..guides import AVBGuide
+from ..model_state import modules_of
+from ..rng import seeded
+from ..targets import Model
+
+
+class Pairs(NamedTuple):
+    """Pairs of a datum and its latents: ``x`` (B, n), flattened, and ``z`` (B, dim), unconstrained."""
+
+    x: Tensor
+    z: Tensor
+
+
+class LatentVariableModel:
+    """What the joint losses know of a Pyro model: one plate over data, its latents, the one observed site in it.
+
+    Args:
+        model: the model; its first argument is the data, which are the observed site's value.
+        args, kwargs: arguments of a first call.
+
+    Attributes:
+        layout: one datum's latent sites.
+        observed: name of the observed site.
+
+    Raises:
+        TypeError: the first argument is no tensor of floating-point numbers.
+        ModelError: latents outside of the plate, in several or discrete; no observed site in it, or several; or the
+            first argument is not what is observed.
+    """
+
+    def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.model = model
+        data_of(args)
+        enumerated = check_latents(model, args, kwargs)
+        if enumerated:
+            raise ModelError(f"sites {enumerated} are discrete latents, which have no reparameterised encoder")
+        with torch.no_grad(), seeded(0), poutine.block():
+            trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+        frame = data_frame(trace)
+        self.layout = PlateLayout.from_trace(trace)
+        seen = [name for name, node in trace.nodes.items() if _is_data(node) and _inside(node, frame)]
+        if len(seen) != 1:
+            raise ModelError(
+                f"the model must have one observed site in plate {frame.name!r}, the data; found "
+                f"{seen or 'none'}. Join several into one, of which each datum's values are the event"
+            )
+        (self.observed,) = seen
+        x, there = data_of(args), trace.nodes[self.observed]["value"]
+        same = len(x) == frame.size and x.numel() == there.numel()
+        if not same or not bool((x.flatten() == there.flatten().to(x)).all()):
+            raise ModelError(
+                f"site {self.observed!r} must observe the model's first argument, whose place simulated data take when "
+                f"the encoder is asked about them: a tensor with one row for each of the {frame.size} data of plate "
+                f"{frame.name!r}; the argument has shape {tuple(x.shape)}, the site {tuple(there.shape)}"
+            )
+
+    @property
+    def latents(self) -> set[str]:
+        """Names of the latent sites."""
+        return {site.name for site in self.layout.sites}
+
+
+class JointDraws:
+    """One minibatch's draws of both joint laws; what is not asked for is not drawn.
+
+    Draws carry gradients to guide and model (under ``no_grad`` none), as both are reparameterised.
+
+    Args:
+        reading: what is known of the model.
+        guide: a Pyro guide of the model's latents.
+        args, kwargs: the arguments of model and guide.
+    """
+
+    def __init__(self, reading: LatentVariableModel, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.reading, self.guide = reading, guide
+        self.args, self.kwargs = args, kwargs
+        self._layout = reading.layout
+
+    # -- encoder's side ---------------------------------------------------------------------------
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The data, flattened: (B, n)."""
+        return data_of(self.args).flatten(1)
+
+    @cached_property
+    def encoded(self) -> Pairs:
+        """x ~ q(x), z ~ q(z | x)."""
+        return Pairs(self.x, self._vectors(self._guide_trace, "guide"))
+
+    @cached_property
+    def log_likelihood(self) -> Tensor:
+        """log p(x | z) at the encoded pairs, (B,)."""
+        return self._by_datum(self._replay.nodes[self.reading.observed])
+
+    @cached_property
+    def _replay(self) -> Any:
+        replayed = poutine.replay(self.reading.model, trace=self._guide_trace)
+        return prune_subsample_sites(poutine.trace(replayed).get_trace(*self.args, **self.kwargs))
+
+    @cached_property
+    def _guide_trace(self) -> Any:
+        trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*self.args, **self.kwargs))
+        missing = sorted(self.reading.latents - set(trace.nodes))
+        if missing:
+            raise ModelError(
+                f"the guide has no sample site {', '.join(map(repr, missing))}, which the model has; name the guide's "
+                "sites like the model's latents"
+            )
+        for name in self.reading.latents:
+            node = trace.nodes[name]
+            if torch.is_grad_enabled() and not node["fn"].has_rsample and not node["value"].requires_grad:
+                raise ModelError(
+                    f"the guide's site {name!r} has a {_name_of(node['fn'])}, which has no rsample, so that the guide "
+                    "gets no gradient; use a reparameterised distribution"
+                )
+        return trace
+
+    # -- decoder's side ---------------------------------------------------------------------------
+
+    @cached_property
+    def decoded(self) -> Pairs:
+        """z ~ p(z), x ~ p(x | z)."""
+        trace, reading = self._simulation, self.reading
+        node = trace.nodes[reading.observed]
+        if not node["fn"].has_rsample:
+            raise ModelError(
+                f"site {reading.observed!r} has a {_name_of(node['fn'])}, which has no rsample: simulated data carry "
+                "no gradient to the model. Use a reparameterised likelihood, such as a normal or a relaxed Bernoulli "
+                "(RelaxedBernoulliLikelihood), or a loss that does not simulate"
+            )
+        return Pairs(node["value"].reshape(self.x.shape), self._vectors(trace, "model"))
+
+    @cached_property
+    def log_encoding(self) -> Tensor:
+        """log q(z | x) at the decoded pairs, (B,), with gradients to guide, x and z.
+
+        Raises:
+            ModelError: the guide has no density, or none at latents that it did not draw itself.
+        """
+        refuse_implicit(self.guide)
+        pairs = self.decoded
+        given = (pairs.x.reshape(data_of(self.args).shape), *self.args[1:])
+        values = {name: self._simulation.nodes[name]["value"] for name in self.reading.latents}
+        conditioned = poutine.condition(self.guide, data=values)
+        try:
+            trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(*given, **self.kwargs))
+            terms = [self._by_datum(trace.nodes[name]) for name in self.reading.latents]
+        except NotImplementedError as error:
+            raise ModelError(
+                f"the guide's density can't be evaluated at latents that the model drew ({error}); use one that can: a "
+                "Gaussian, or a flow whose transforms have an inverse (couplings, autoregressive)"
+            ) from error
+        others = [name for name, node in trace.nodes.items() if node["type"] == "sample" and name not in values]
+        if others:
+            raise ModelError(
+                f"the guide has sites {others} beside the model's latents {sorted(values)}, so that q(z | x) is an "
+                "integral over them; use a guide with a density of its own, or ReconstructionELBO, which needs none"
+            )
+        return torch.stack(terms).sum(0)
+
+    @cached_property
+    def _simulation(self) -> Any:
+        model = poutine.uncondition(self.reading.model)
+        return prune_subsample_sites(poutine.trace(model).get_trace(*self.args, **self.kwargs))
+
+    @cached_property
+    def prior(self) -> Tensor:
+        """z ~ p(z), other draws than the decoded pairs', (B, dim)."""
+        traced = poutine.trace(StopAfter(self.reading.latents)(self.reading.model))
+        with suppress(Reached):
+            traced.get_trace(*self.args, **self.kwargs)
+        return self._vectors(prune_subsample_sites(traced.trace), "model")
+
+    # -- products of marginals ----------------------------------------------------------------------
+
+    @cached_property
+    def model_marginals(self) -> Pairs:
+        """x ~ p(x), z ~ p(z), independent."""
+        return Pairs(self.decoded.x, self.prior)
+
+    @cached_property
+    def encoder_marginals(self) -> Pairs:
+        """x ~ q(x), z ~ q(z), independent: each z goes with another datum than its own."""
+        if len(self.x) < 2:
+            raise ValueError("x must have at least two data, as each one's latents are paired with another's, found 1")
+        order = torch.randperm(len(self.x), device=self.x.device)
+        return Pairs(self.x[order.roll(1)], self.encoded.z[order])
+
+    # -- readings of traces ---------------------------------------------------------------------------
+
+    @property
+    def scale(self) -> float:
+        """N / B, by which Pyro multiplies every term inside the plate."""
+        trace = self._replay if "_replay" in self.__dict__ else self._simulation
+        frames = trace.nodes[self.reading.observed]["cond_indep_stack"]
+        (frame,) = [f for f in frames if f.name == self._layout.plate]
+        return float((frame.full_size or frame.size) / frame.size)
+
+    def _vectors(self, trace: Any, whose: str) -> Tensor:
+        """The latent sites of a trace as unconstrained vectors (B, dim)."""
+        values = {}
+        for site in self._layout.sites:
+            value = trace.nodes[site.name]["value"]
+            if value.numel() != len(self.x) * site.shape.numel():
+                raise ModelError(
+                    f"the {whose}'s site {site.name!r} has shape {tuple(value.shape)}, not one draw of shape "
+                    f"{tuple(site.shape)} for each of the {len(self.x)} data"
+                )
+            values[site.name] = value.reshape(len(self.x), *site.shape)
+        return self._layout.unconstrain(values)[0]
+
+    def _by_datum(self, node: Any) -> Tensor:
+        """A site's log-density, summed over all but the data: (B,)."""
+        log_prob = scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
+        return log_prob.reshape(len(self.x), -1).sum(-1)
+
+
+def data_of(args: tuple[Any, ...]) -> Tensor:
+    """The data: the first argument.
+
+    Raises:
+        TypeError: it is no tensor of floating-point numbers, or there is none.
+        ValueError: it has no rows, or holds no numbers.
+    """
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        what = found(args[0]) if args else "no positional argument"
+        raise TypeError(
+            "the first argument of model and guide must be the data, a tensor of floating-point numbers (B, ...), "
+            f"found {what}"
+        )
+    if args[0].dim() < 2 or not args[0].numel():
+        raise ValueError(f"x must have shape (B, *shape of a datum), none of them 0, found {tuple(args[0].shape)}")
+    return args[0]
+
+
+def refuse_implicit(guide: Any) -> None:
+    """Raise a ModelError if a guide holds an AVBGuide, whose sampler has no density."""
+    unwrapped = poutine.unwrap(guide)
+    held = [m for module in modules_of(unwrapped).values() for m in module.modules()]
+    if isinstance(unwrapped, nn.Module) and any(isinstance(m, AVBGuide) for m in held):
+        raise ModelError(
+            "guide is an AVBGuide, whose sampler has no density; this loss evaluates log q(z | x) at latents that the "
+            "model drew. Use a Gaussian or an invertible flow as encoder, or ReconstructionELBO, which takes any"
+        )
+
+
+def _is_data(node: Any) -> bool:
+    return bool(node["type"] == "sample" and node["is_observed"] and not node["infer"].get("_deterministic"))
+
+
+def _inside(node: Any, frame: Frame) -> bool:
+    return any(f.name == frame.name for f in node["cond_indep_stack"])
+
+
+def _name_of(fn: Any) -> str:
+    base = getattr(fn, "base_dist", fn)
+    return type(base).__name__

@@ -1,0 +1,240 @@
+"""JointAdversarialLoss: a Pyro ELBO whose adversaries compare joint laws of data and latents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+
+from ..arguments import instance, integer, positive_integer, positive_number
+from ..errors import CheckpointError, NonFiniteError
+from ..gradients import StepGuard, explain_non_finite, with_gradient
+from ..model_state import modules_of
+from ..optimisers import scheduled_adam
+from ..schedules import Schedule
+from ..targets import Model
+from .draws import JointDraws, LatentVariableModel
+from .games import Game
+
+WARM_UP_STEPS = 100
+
+
+class JointAdversarialLoss(ELBO):
+    """Base class of losses for a latent-variable model p(z) p(x | z) and an encoder q(z | x), with adversaries.
+
+    A training call (``loss_and_grads``, or ``differentiable_loss`` with gradients enabled) first moves the adversaries
+    of the loss's games on fresh draws, then gives the outer loss, in which their parameters are constants. ``loss`` and
+    anything under ``no_grad`` change nothing.
+
+    The model has one plate over the data, in which all its latents and its one observed site lie; its first argument
+    is the data. The guide is any Pyro guide of the same arguments. There is one draw for each datum of a minibatch. The
+    loss is the sum over data, scaled N / B, as in Pyro.
+
+    A subclass defines its games and :meth:`terms`.
+
+    Args:
+        games: the adversaries, each with the two samples that it tells apart.
+        steps: number of training calls to come; learning rates then decay to zero.
+        adversary_steps: steps of each adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: its ``decay``, ``adversary_floor`` and ``kl_warm_up``, the share of the run in which the weight of the
+            adversaries in the outer loss rises from 0 to 1.
+
+    Raises:
+        ValueError: non-positive counts, or one adversary in two games.
+    """
+
+    def __init__(
+        self,
+        games: Sequence[Game],
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.steps = None if steps is None else positive_integer("steps", steps)
+        self.adversary_steps = positive_integer("adversary_steps", adversary_steps)
+        self.pretrain_steps = integer("pretrain_steps", pretrain_steps, 0)
+        if schedule is not None:
+            instance("schedule", schedule, Schedule, "a Schedule")
+        self.schedule = schedule or Schedule()
+        self.games = tuple(games)
+        if len({id(game.adversary) for game in self.games}) < len(self.games):
+            raise ValueError("adversaries must be different objects, found one of them twice")
+        #: Training calls done, and steps of adversaries or outer ones that were skipped as they were not finite.
+        self.step_count = 0
+        self.skipped_steps = 0
+        self._guard = StepGuard()
+        self._reading: LatentVariableModel | None = None
+        self._waiting: list[dict[str, Any]] | None = None
+        self._guide: Any = None
+
+    # -- what a subclass says -------------------------------------------------------------------------
+
+    def terms(self, draws: JointDraws, weight: float) -> Tensor:
+        """The outer loss of each datum (B,), to be minimised; ``weight`` multiplies what adversaries say."""
+        raise NotImplementedError
+
+    def reconstruction_terms(self, draws: JointDraws) -> Tensor:
+        """The reconstruction loss of each datum (B,)."""
+        return -draws.log_likelihood
+
+    # -- Pyro's ELBO interface --------------------------------------------------------------------------
+
+    def _get_trace(self, model: Model, guide: Any, args: Any, kwargs: Any) -> Any:
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+    def loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Estimate of the outer loss; trains nothing."""
+        with torch.no_grad():
+            return float(self._outer(self._draws(model, guide, args, kwargs)))
+
+    def differentiable_loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The outer loss to be differentiated, for ``torch.optim``; trains the adversaries unless under no_grad.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite.
+        """
+        if torch.is_grad_enabled():
+            self._train_adversaries(model, guide, args, kwargs)
+        value = self._outer(self._draws(model, guide, args, kwargs))
+        if torch.is_grad_enabled():
+            self.step_count += 1
+            if not bool(torch.isfinite(value)):
+                raise NonFiniteError(explain_non_finite(f"the loss is {float(value.detach())}"))
+        return value
+
+    def loss_and_grads(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """One training call: the adversaries, then the outer loss with gradients; a non-finite one is skipped.
+
+        Raises:
+            NonFiniteError: too many non-finite losses or gradients in a row.
+        """
+        self._train_adversaries(model, guide, args, kwargs)
+        value = self._outer(self._draws(model, guide, args, kwargs))
+        value.backward()
+        self.step_count += 1
+        gradients = with_gradient(guide)
+        loss = float(value.detach())
+        if not self._guard.admits(loss, [p.grad for p in gradients if p.grad is not None], []):
+            self.skipped_steps += 1
+            for p in gradients:
+                p.grad = None
+        return loss
+
+    def optimizer(self, lr: float = 1e-3, model_lr: float | None = None) -> PyroOptim:
+        """Adam (betas 0.5, 0.999) for ``SVI``, its rate decaying over ``steps``.
+
+        ``model_lr`` is the rate of the model's own parameters, those of a decoder; by default it is ``lr``.
+        """
+        lr = positive_number("lr", lr)
+        model_lr = lr if model_lr is None else positive_number("model_lr", model_lr)
+        return scheduled_adam(self.lr_factor, lr, model_lr, lambda: nn.ModuleList(modules_of(self._guide).values()))
+
+    def lr_factor(self) -> float:
+        """Learning rate of the current training call relative to its start."""
+        count = max(self.step_count - 1, 0)  # asked for after the call has been counted
+        return 0.0 if self.steps is not None and count >= self.steps else _warm(count) * self._decay(count)
+
+    # -- judging -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reconstruction(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Mean reconstruction loss per datum, what early stopping watches on held-out data (AS-VAE, section 5).
+
+        That is -log p(x | z) at latents of the data, -log q(z | x) at data of the model, or their sum, as the loss has
+        them. Modules are taken in the mode that they are in.
+        """
+        return float(self.reconstruction_terms(self._draws(model, guide, args, kwargs)).mean())
+
+    # -- a training call -----------------------------------------------------------------------------------
+
+    def _draws(self, model: Model, guide: Any, args: Any, kwargs: Any) -> JointDraws:
+        if self._reading is None or self._reading.model != model:
+            self._reading = LatentVariableModel(model, args, kwargs)
+            with torch.enable_grad(), poutine.block():
+                guide(*args, **kwargs)  # guides that set themselves up in their first call need gradients there
+        self._guide = poutine.unwrap(guide)
+        draws = JointDraws(self._reading, guide, args, kwargs)
+        if any(game.adam is None for game in self.games):
+            with torch.no_grad():
+                for game in self.games:
+                    game.build(draws)
+            if self._waiting is not None:
+                waiting, self._waiting = self._waiting, None
+                self._restore(waiting)
+        return draws
+
+    def _outer(self, draws: JointDraws) -> Tensor:
+        done = 0.0 if self.steps is None else min(self.step_count / self.steps, 1.0)
+        weight = self.schedule.kl_weight(done) if self.steps is not None else 1.0
+        return self.terms(draws, weight).sum() * draws.scale
+
+    def _train_adversaries(self, model: Model, guide: Any, args: Any, kwargs: Any) -> None:
+        if self.steps is not None and self.step_count >= self.steps:
+            return  # the run is over
+        count = self.step_count
+        factor = max(self.schedule.adversary_floor, self._decay(count))
+        with torch.no_grad(), poutine.block():
+            for _ in range(0 if count else self.pretrain_steps):
+                self._step_adversaries(self._draws(model, guide, args, kwargs), factor)
+            for _ in range(self.adversary_steps):
+                self._step_adversaries(self._draws(model, guide, args, kwargs), _warm(count) * factor)
+
+    def _step_adversaries(self, draws: JointDraws, factor: float) -> None:
+        for game in self.games:
+            if not game.step(draws, factor):
+                self.skipped_steps += 1
+
+    def _decay(self, count: int) -> float:
+        return 1.0 if self.steps is None else self.schedule.factor(count / self.steps)
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of a run depends on: adversaries, their optimisers, counts."""
+        games = self._waiting if self._waiting is not None else [game.state_dict() for game in self.games]
+        return {
+            "loss": type(self).__name__,
+            "games": games,
+            "guard": self._guard.state_dict(),
+            "step_count": self.step_count,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; before the first call it waits for that.
+
+        Raises:
+            CheckpointError: it is another loss's, or damaged.
+        """
+        name = state.get("loss") if isinstance(state, dict) else None
+        if name != type(self).__name__ or len(state.get("games", ())) != len(self.games):
+            raise CheckpointError(
+                f"state must be that of a {type(self).__name__}, found {name or type(state).__name__}"
+            )
+        games = copy.deepcopy(state["games"])
+        if any(game.adam is None for game in self.games):
+            self._waiting = games
+        else:
+            self._restore(games)
+        self._guard.load_state_dict(state["guard"])
+        self.step_count, self.skipped_steps = state["step_count"], state["skipped_steps"]
+
+    def _restore(self, states: list[dict[str, Any]]) -> None:
+        for game, state in zip(self.games, states, strict=True):
+            if state["adam"] is not None:
+                game.load_state_dict(state)
+
+
+def _warm(count: int) -> float:
+    return min(1.0, (1 + count) / WARM_UP_STEPS)

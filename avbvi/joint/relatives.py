@@ -1,0 +1,135 @@
+"""Adversarial autoencoders, adversarially learned inference (BiGAN) and generative adversarial networks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from ..adversaries import Adversary, ResidualAdversary
+from ..amortised.adversaries import JointAdversary
+from ..arguments import positive_number
+from ..schedules import Schedule
+from .draws import JointDraws
+from .games import Game, SeesData, SeesLatents, SeesPairs, data_and_prior, decoded, encoded
+from .loss import JointAdversarialLoss
+from .symmetric import ADVERSARY_LR
+
+
+def plain_adversary() -> Adversary:
+    """T of one input, the latents or the data."""
+    return ResidualAdversary(hidden=128, target_hint=False)
+
+
+class AdversarialAutoencoderLoss(JointAdversarialLoss):
+    """AAE: -E_q[log p(x | z)] + KL(q(z), p(z)), with T(z) = log q(z) - log p(z) (AVB, eq. 6.3-6.5).
+
+    AVB's adversary restricted to functions of z: the aggregate q(z) is drawn to the prior, not q(z | x) to the
+    posterior, so this is no bound of the likelihood. Makhzani et al. (2015), Adversarial autoencoders.
+
+    Args:
+        adversary: T(z); a :class:`~avbvi.ResidualAdversary` by default.
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        lr = positive_number("adversary_lr", adversary_lr)
+        super().__init__(
+            [Game(adversary or plain_adversary(), SeesLatents(), encoded, data_and_prior, lr)],
+            steps=steps,
+            adversary_steps=adversary_steps,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+    def terms(self, draws: JointDraws, weight: float) -> Tensor:
+        (game,) = self.games
+        return weight * game.log_ratio(draws.encoded) - draws.log_likelihood
+
+
+class AdversarialInferenceLoss(JointAdversarialLoss):
+    """ALI, or BiGAN: encoder and decoder both work against T(x, z) = log q(x, z) - log p(x, z) (AS-VAE, eq. 3).
+
+    Each minimises the adversary's loss with the labels exchanged, which does not saturate. No density is needed; the
+    decoder has to be reparameterised. Dumoulin et al. (2017), Adversarially learned inference; Donahue et al. (2017),
+    Adversarial feature learning.
+
+    Args:
+        adversary: T(x, z); a :class:`~avbvi.JointAdversary` by default.
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`; a warm-up has
+            no effect, as there is nothing else to learn by.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        lr = positive_number("adversary_lr", adversary_lr)
+        super().__init__(
+            [Game(adversary or JointAdversary(), SeesPairs(), encoded, decoded, lr)],
+            steps=steps,
+            adversary_steps=adversary_steps,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+    def terms(self, draws: JointDraws, weight: float) -> Tensor:
+        (game,) = self.games
+        t_q, t_p = game.log_ratio(draws.encoded), game.log_ratio(draws.decoded)
+        return functional.softplus(t_q) + functional.softplus(-t_p)
+
+
+class GenerativeAdversarialLoss(JointAdversarialLoss):
+    """GAN: the decoder alone, against T(x) = log q(x) - log p(x); there is no encoder (Goodfellow et al. 2014).
+
+    The decoder minimises -E_p log sigmoid(T), which does not saturate. With convolutional networks it is DCGAN (Radford
+    et al. 2016). The guide is not asked: any function of the model's arguments will do, such as ``lambda x: None``.
+
+    Args:
+        adversary: T(x); a :class:`~avbvi.ResidualAdversary` of the flattened data by default.
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`; a warm-up has
+            no effect, as there is nothing else to learn by.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        lr = positive_number("adversary_lr", adversary_lr)
+        super().__init__(
+            [Game(adversary or plain_adversary(), SeesData(), data_and_prior, decoded, lr)],
+            steps=steps,
+            adversary_steps=adversary_steps,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+    def terms(self, draws: JointDraws, weight: float) -> Tensor:
+        (game,) = self.games
+        return functional.softplus(-game.log_ratio(draws.decoded))
+
+    def reconstruction_terms(self, draws: JointDraws) -> Tensor:
+        raise TypeError("a GAN has no encoder, so that it reconstructs nothing; judge its samples instead")

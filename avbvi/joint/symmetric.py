@@ -1,0 +1,148 @@
+"""The symmetric adversarial VAE (AS-VAE) and its two halves (Pu et al. 2017, eq. 5-12)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..adversaries import Adversary
+from ..amortised.adversaries import JointAdversary
+from ..arguments import found, positive_number
+from ..schedules import Schedule
+from .draws import JointDraws
+from .games import Game, SeesPairs, decoded, encoded, encoder_marginals, model_marginals
+from .loss import JointAdversarialLoss
+
+ADVERSARY_LR = 2e-3
+
+
+def encoder_game(adversary: Adversary | None, lr: float) -> Game:
+    """f1 = log q(x, z) - log p(x) p(z) (eq. 5)."""
+    return Game(
+        adversary or JointAdversary(), SeesPairs(), encoded, model_marginals, positive_number("adversary_lr", lr)
+    )
+
+
+def decoder_game(adversary: Adversary | None, lr: float) -> Game:
+    """f2 = log p(x, z) - log q(x) q(z) (eq. 6)."""
+    return Game(
+        adversary or JointAdversary(), SeesPairs(), decoded, encoder_marginals, positive_number("adversary_lr", lr)
+    )
+
+
+class ReconstructionELBO(JointAdversarialLoss):
+    """AS-VAE-r: E_q(x, z)[log p(x | z) - f1(x, z)], the half that learns by likelihood (eq. 8).
+
+    f1 learns log q(x, z) - log p(x) p(z). To the encoder its gradient is that of log q(z | x) - log p(z), so that it
+    learns as in AVB with the prior as contrast: KL(q(x, z), p(x, z)) is what is minimised, in both. The encoder needs
+    no density: an :class:`~avbvi.AVBGuide` whose sampler takes a context will do.
+
+    Args:
+        adversary: f1; a :class:`~avbvi.JointAdversary` by default.
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(
+            [encoder_game(adversary, adversary_lr)],
+            steps=steps,
+            adversary_steps=adversary_steps,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+    def terms(self, draws: JointDraws, weight: float) -> Tensor:
+        (f1,) = self.games
+        return weight * f1.log_ratio(draws.encoded) - draws.log_likelihood
+
+
+class GenerationELBO(JointAdversarialLoss):
+    """AS-VAE-g: E_p(x, z)[log q(z | x) - f2(x, z)], the half that learns to generate (eq. 9).
+
+    f2 learns log p(x, z) - log q(x) q(z); KL(p(x, z), q(x, z)) is what is minimised. The decoder has to be
+    reparameterised, and the encoder to have a density at any z.
+
+    Args:
+        adversary: f2; a :class:`~avbvi.JointAdversary` by default.
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(
+            [decoder_game(adversary, adversary_lr)],
+            steps=steps,
+            adversary_steps=adversary_steps,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+    def terms(self, draws: JointDraws, weight: float) -> Tensor:
+        (f2,) = self.games
+        return weight * f2.log_ratio(draws.decoded) - draws.log_encoding
+
+    def reconstruction_terms(self, draws: JointDraws) -> Tensor:
+        return -draws.log_encoding
+
+
+class SymmetricAdversarialELBO(JointAdversarialLoss):
+    """AS-VAE: the sum of both halves (eq. 11), which minimises the symmetric KL divergence of q(x, z) and p(x, z).
+
+    The decoder has to be reparameterised, and the encoder to have a density at any z.
+
+    Args:
+        adversaries: f1 and f2; two :class:`~avbvi.JointAdversary` by default.
+        adversary_lr: learning rate of their Adams (betas 0.5, 0.999).
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+
+    Raises:
+        TypeError: ``adversaries`` is no pair of adversaries of (x, z).
+    """
+
+    def __init__(
+        self,
+        adversaries: tuple[Adversary, Adversary] | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        if adversaries is not None and not (isinstance(adversaries, tuple | list) and len(adversaries) == 2):
+            many = f"{len(adversaries)} of them" if isinstance(adversaries, tuple | list) else found(adversaries)
+            raise TypeError(f"adversaries must be a pair (f1, f2), found {many}")
+        f1, f2 = adversaries or (None, None)
+        super().__init__(
+            [encoder_game(f1, adversary_lr), decoder_game(f2, adversary_lr)],
+            steps=steps,
+            adversary_steps=adversary_steps,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+    def terms(self, draws: JointDraws, weight: float) -> Tensor:
+        f1, f2 = self.games
+        ratios = f1.log_ratio(draws.encoded) + f2.log_ratio(draws.decoded)
+        return weight * ratios - draws.log_likelihood - draws.log_encoding
+
+    def reconstruction_terms(self, draws: JointDraws) -> Tensor:
+        return -draws.log_likelihood - draws.log_encoding
