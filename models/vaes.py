@@ -5,43 +5,17 @@ The encoders are in `models.encoders`, `models.flows` and `models.auxiliary`; `a
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import pyro
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from avbvi.arguments import function, instance, integer, positive_number
+from avbvi.arguments import function, instance, integer
 
+from .likelihoods import Likelihood, NormalLikelihood, QuantisedLikelihood, bernoulli
 from .minibatches import data_plate, flat, register
 
 __all__ = ["VAE", "Likelihood", "NormalLikelihood", "bernoulli"]
-
-
-class Likelihood(Protocol):
-    """From a decoder's output (*batch, n) to the distribution of a datum: batch shape (*batch,), event shape (m,)."""
-
-    def __call__(self, output: Tensor, /) -> TorchDistribution: ...
-
-
-def bernoulli(output: Tensor) -> TorchDistribution:
-    """Independent Bernoulli pixels with the decoder's output (*batch, n) as log odds."""
-    return dist.Bernoulli(logits=output).to_event(1)
-
-
-class NormalLikelihood:
-    """Independent normal coordinates around the decoder's output (*batch, n).
-
-    Args:
-        scale: standard deviation of all coordinates.
-    """
-
-    def __init__(self, scale: float) -> None:
-        self.scale = positive_number("scale", scale)
-
-    def __call__(self, output: Tensor) -> TorchDistribution:
-        return dist.Normal(output, self.scale).to_event(1)
 
 
 class VAE(nn.Module):
@@ -50,7 +24,8 @@ class VAE(nn.Module):
     Args:
         decoder: maps z (*S, B, latent_dim) to what the likelihood takes, (*S, B, n).
         latent_dim: width of z.
-        likelihood: makes the distribution of a datum; Bernoulli pixels by default.
+        likelihood: makes the distribution of a datum; Bernoulli pixels by default. One that is a module learns with
+            the decoder, by Pyro too (under the decoder's name followed by ".likelihood").
         name: of the decoder in Pyro's parameter store.
 
     Raises:
@@ -81,6 +56,8 @@ class VAE(nn.Module):
             ValueError: a size smaller than B, or another VAE's decoder under this name in Pyro's parameter store.
         """
         register(self.name, self.decoder)
+        if isinstance(self.likelihood, nn.Module):
+            register(f"{self.name}.likelihood", self.likelihood)
         x = flat(x)
         with data_plate(x, size):
             z = pyro.sample("z", self.prior(x))
@@ -101,3 +78,12 @@ class VAE(nn.Module):
     def sample(self, n: int, like: Tensor) -> Tensor:
         """Data x ~ p(x), shape (n, m), with dtype and device of ``like``."""
         return self.likelihood(self.decoder(self.prior(like).sample((n,)))).sample()
+
+    def quantised(self, levels: int = 256) -> VAE:
+        """The same model of images with so many levels: decoder and prior are shared, p(x | z) is that of bins.
+
+        Raises:
+            TypeError: levels is no integer; from its calls, a likelihood other than independent normals.
+            ValueError: less than 2 levels.
+        """
+        return VAE(self.decoder, self.latent_dim, QuantisedLikelihood(self.likelihood, levels), self.name)
