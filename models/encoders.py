@@ -50,7 +50,7 @@ class Drawn(NamedTuple):
 
 
 class DrawnDistribution(TorchDistribution):
-    """A distribution whose density is known at its own draws only, as they come with it.
+    """A distribution whose draws come with their density; whether other points have one is for its maker to say.
 
     What Monte Carlo bounds need of maps without an inverse (planar flows) and of auxiliary variables, for which
     ``log_prob`` is a value whose exponential's inverse is right on average.
@@ -59,36 +59,50 @@ class DrawnDistribution(TorchDistribution):
         draw: shape (*sample_shape, *batch_shape) -> :class:`Drawn`, differentiable.
         batch_shape: shape of the batch.
         dim: width of z.
+        density: any z (*S, *batch_shape, dim) -> log q (*S, *batch_shape), differentiable in z too; None if unknown.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, draw: Callable[[torch.Size], Drawn], batch_shape: torch.Size, dim: int) -> None:
+    def __init__(
+        self,
+        draw: Callable[[torch.Size], Drawn],
+        batch_shape: torch.Size,
+        dim: int,
+        density: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._draw = draw
+        self._density = density
         self._last: Drawn | None = None
         super().__init__(batch_shape, torch.Size((dim,)), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> DrawnDistribution:
-        return DrawnDistribution(self._draw, torch.Size(batch_shape), self.event_shape[0])
+        return DrawnDistribution(self._draw, torch.Size(batch_shape), self.event_shape[0], self._density)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         self._last = self._draw(torch.Size(sample_shape) + self.batch_shape)
         return self._last.z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log q of the last draw.
+        """log q: of the tensor that ``rsample`` gave last, as it came with it; elsewhere from the density.
 
         Raises:
-            NotImplementedError: value is not the tensor that ``rsample`` gave last.
+            NotImplementedError: there is no density, and value is not that tensor.
+            ValueError: value has not dim coordinates.
         """
-        if self._last is None or value is not self._last.z:
+        if self._last is not None and value is self._last.z:
+            return self._last.log_q
+        if self._density is None:
             raise NotImplementedError(
                 "the density is known at the distribution's own draws only: pass the very tensor that rsample() "
-                "returned last"
+                "returned last, or take an encoder with a density elsewhere: GaussianEncoder, FullGaussianEncoder, or "
+                "FlowEncoder with transforms that have an inverse (couplings, autoregressive, householder)"
             )
-        return self._last.log_q
+        if value.shape[-1:] != self.event_shape:
+            raise ValueError(f"value must have shape (*batch, {self.event_shape[0]}), found {tuple(value.shape)}")
+        return self._density(value)
 
 
 class Encoder(nn.Module):
@@ -108,7 +122,10 @@ class Encoder(nn.Module):
         self.name = name
 
     def posterior(self, x: Tensor) -> TorchDistribution:
-        """q(z | x) of a minibatch (B, *shape): batch shape (B,), event shape (latent_dim,), reparameterised."""
+        """q(z | x) of a minibatch (B, *shape): batch shape (B,), event shape (latent_dim,), reparameterised.
+
+        ``log_prob`` of an encoder that has a density everywhere is differentiable in z, x and the parameters.
+        """
         raise NotImplementedError
 
     def guide(self, x: Tensor, size: int | None = None) -> None:
@@ -260,7 +277,11 @@ class FullGaussianEncoder(Encoder):
             z = loc + (tril @ noise.unsqueeze(-1)).squeeze(-1)
             return Drawn(z, standard_normal(noise) - log_det)
 
-        return DrawnDistribution(draw, loc.shape[:1], self.latent_dim)
+        def density(z: Tensor) -> Tensor:
+            noise = torch.linalg.solve_triangular(tril, (z - loc).unsqueeze(-1), upper=False).squeeze(-1)
+            return standard_normal(noise) - log_det
+
+        return DrawnDistribution(draw, loc.shape[:1], self.latent_dim, density)
 
     @torch.no_grad()
     def moments(self, x: Tensor, draws: int = 1000) -> tuple[Tensor, Tensor]:

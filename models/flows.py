@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
@@ -34,10 +34,14 @@ AnyTransform: TypeAlias = Transform | ConditionalTransform
 
 
 class FlowEncoder(Encoder):
-    """A diagonal Gaussian given by the data, moved by transforms; log q is known at its own draws.
+    """A diagonal Gaussian given by the data, moved by transforms.
 
     Conditional transforms see a context computed from the data; for the others, whose parameters are
-    the same for all data, the data enter by the Gaussian alone. A transform needs no inverse.
+    the same for all data, the data enter by the Gaussian alone.
+
+    log q is known at the encoder's own draws, for which a transform needs no inverse. Where all have one (couplings,
+    reflections, splines: as cheap as a draw; autoregressive: latent_dim passes of its network in turn) it is known at
+    any z, with gradient. Planar and radial flows have none.
 
     Every transform of Pyro's will do whose log-determinant is right; that of its ``Sylvester`` is not (as of Pyro
     1.9: it belongs to another map than the one computed).
@@ -90,13 +94,19 @@ class FlowEncoder(Encoder):
             log_q = standard_normal(noise) - scale.log().sum(-1)
             for t in steps:
                 before, z = z, t(z)
-                log_det = t.log_abs_det_jacobian(before, z)
-                # Elementwise transforms give one for each coordinate.
-                log_q = log_q - (log_det.sum(-1) if log_det.dim() > log_q.dim() else log_det)
+                log_q = log_q - _log_det(t, before, z)
                 forget_cache(t)
             return Drawn(z, log_q)
 
-        return DrawnDistribution(draw, loc.shape[:1], self.latent_dim)
+        def density(z: Tensor) -> Tensor:
+            log_det: Tensor | float = 0.0
+            for i, t in reversed(list(enumerate(steps))):
+                after, z = z, _inverse(t, z, f"transforms[{i}]={type(self.transforms[i]).__name__}")
+                log_det = log_det + _log_det(t, z, after)
+                forget_cache(t)
+            return standard_normal((z - loc) / scale) - scale.log().sum(-1) - log_det
+
+        return DrawnDistribution(draw, loc.shape[:1], self.latent_dim, density)
 
 
 def autoregressive(latent_dim: int, context_dim: int, layers: int = 4, hidden: int = 64) -> list[AnyTransform]:
@@ -236,6 +246,45 @@ class _Heads(nn.Module):
     def forward(self, context: Tensor) -> Tensor | tuple[Tensor, ...]:
         out: Tensor = self.linear(context)
         return out if len(self.sizes) == 1 else out.split(self.sizes, -1)
+
+
+def _log_det(t: Transform, before: Tensor, after: Tensor) -> Tensor:
+    """log|det| of a transform, shape (*batch,)."""
+    log_det = t.log_abs_det_jacobian(before, after)
+    # Elementwise transforms give one for each coordinate.
+    return log_det.sum(-1) if log_det.dim() == before.dim() else log_det
+
+
+def _inverse(t: Transform, z: Tensor, name: str) -> Tensor:
+    """What a transform maps to z.
+
+    Raises:
+        NotImplementedError: it has no inverse.
+    """
+    if isinstance(t, pyro_transforms.AffineAutoregressive):
+        return _inverse_autoregressive(t, z)
+    try:
+        return t.inv(z)
+    except (KeyError, NotImplementedError) as error:  # Pyro's have looked for z among what they computed last
+        raise NotImplementedError(
+            f"log q is known at the encoder's own draws only, as {name} has no inverse; couplings, autoregressive and "
+            "householder make flows with a density everywhere"
+        ) from error
+
+
+def _inverse_autoregressive(t: Any, z: Tensor) -> Tensor:
+    """The inverse of Pyro's affine autoregressive transform, whose own works in torch's default dtype only."""
+    before = [torch.zeros_like(z[..., 0])] * z.shape[-1]
+    for i in t.arn.permutation.tolist():
+        # Coordinate i depends on those that come earlier in the permutation, which are right by now.
+        shift, log_scale = (out[..., i] for out in t.arn(torch.stack(before, -1)))
+        if t.stable:
+            scale = torch.sigmoid(log_scale + t.sigmoid_bias)
+            shift = (1.0 - scale) * shift
+        else:
+            scale = log_scale.clamp(t.log_scale_min_clip, t.log_scale_max_clip).exp()
+        before[i] = (z[..., i] - shift) / scale
+    return torch.stack(before, -1)
 
 
 def _start_small(layer: nn.Linear) -> None:

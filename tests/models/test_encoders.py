@@ -9,7 +9,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from torch import nn
+from torch import Tensor, nn
 
 from models.auxiliary import AuxiliaryEncoder
 from models.encoders import (
@@ -116,9 +116,12 @@ def test_gaussians_have_their_density_and_moments(make: Callable[..., Encoder]) 
         for p in encoder.parameters():
             p.add_(0.3 * torch.randn_like(p))
     loc, covariance = encoder.moments(x)
+    normal = torch.distributions.MultivariateNormal(loc, covariance)
     with torch.no_grad():
         z, log_q = encoder.propose(x, 7)
-    torch.testing.assert_close(log_q, torch.distributions.MultivariateNormal(loc, covariance).log_prob(z))
+    torch.testing.assert_close(log_q, normal.log_prob(z))
+    elsewhere = 3.0 * torch.randn(4, 7, 3, DIM).double()
+    torch.testing.assert_close(encoder.posterior(x).log_prob(elsewhere).detach(), normal.log_prob(elsewhere))
     # The base class counts draws instead.
     n = 40_000
     sampled_loc, sampled = Encoder.moments(encoder, x, n)
@@ -128,6 +131,32 @@ def test_gaussians_have_their_density_and_moments(make: Callable[..., Encoder]) 
     assert bool(((sampled - covariance).abs() < 4.5 * error).all())
     if make is FullGaussianEncoder:
         assert float((covariance[:, 1, 0].abs() / (variances[:, 0] * variances[:, 1]).sqrt()).max()) > 0.1
+
+
+@pytest.mark.parametrize("make", [GaussianEncoder, FullGaussianEncoder])
+def test_densities_elsewhere_have_gradients(make: Callable[..., Encoder]) -> None:
+    encoder = make(_body(), DIM).double()
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    x, z = torch.randn(3, PIXELS).double().requires_grad_(), torch.randn(2, 3, DIM).double().requires_grad_()
+    parameters = dict(encoder.named_parameters())
+
+    def density(x: Tensor, z: Tensor, *values: Tensor) -> Tensor:
+        named = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(_LogDensity(encoder), {f"encoder.{k}": v for k, v in named.items()}, (x, z))
+
+    assert torch.autograd.gradcheck(density, (x, z, *parameters.values()), fast_mode=True)
+
+
+class _LogDensity(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        log_q: Tensor = self.encoder.posterior(x).log_prob(z)
+        return log_q
 
 
 def test_drawn_densities_are_known_at_the_last_draw_only() -> None:
@@ -146,6 +175,18 @@ def test_drawn_densities_are_known_at_the_last_draw_only() -> None:
     assert wide.rsample().shape == (5, 3, 2)
     with pytest.raises(NotImplementedError, match="own draws only"):
         wide.log_prob(z)
+
+
+def test_a_drawn_distribution_keeps_to_what_comes_with_its_draws() -> None:
+    def draw(shape: torch.Size) -> Drawn:
+        return Drawn(torch.randn(*shape, 2), torch.full(shape, 7.0))
+
+    distribution = DrawnDistribution(draw, torch.Size((3,)), 2, density=lambda z: z.sum(-1)).expand(torch.Size((3,)))
+    z = distribution.rsample()
+    assert bool((distribution.log_prob(z) == 7.0).all())
+    torch.testing.assert_close(distribution.log_prob(z + 0.0), z.sum(-1))
+    with pytest.raises(ValueError, match=r"value must have shape \(\*batch, 2\), found \(3, 3\)"):
+        distribution.log_prob(torch.zeros(3, 3))
 
 
 def test_bodies_have_the_parameters_counted_by_hand() -> None:

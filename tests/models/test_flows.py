@@ -96,6 +96,97 @@ def test_gradients_of_log_q_are_right(encoder: FlowEncoder, monkeypatch: pytest.
     torch.testing.assert_close((gradient * direction).sum(), numerical, rtol=1e-5, atol=1e-5)
 
 
+WITHOUT_INVERSE = ["planar-80", "pyro's conditional planar", "pyro's conditional radial", "both kinds"]
+INVERTIBLE = {
+    name: make for name, make in TRANSFORMS.items() if name not in [*WITHOUT_INVERSE, "pyro's without context"]
+}
+INVERTIBLE["pyro's without context, invertible"] = lambda: [
+    pyro_transforms.householder(DIM),
+    pyro_transforms.affine_coupling(DIM, [8]),
+    pyro_transforms.affine_autoregressive(DIM, [8]),
+    pyro_transforms.Spline(DIM),
+    Flip(),
+]
+
+
+def _moved(transforms: Sequence[object]) -> FlowEncoder:
+    made = FlowEncoder(MLPBody(PIXELS, (8,)), DIM, transforms, CONTEXT).double()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return made
+
+
+@pytest.mark.parametrize("name", list(INVERTIBLE))
+def test_the_density_elsewhere_is_that_of_draws(name: str) -> None:
+    # At copies of its draws the density must be what came with them, whose Jacobian is tested above.
+    encoder, x = _moved(INVERTIBLE[name]()), 2.0 * torch.randn(2, PIXELS).double()
+    with torch.no_grad():
+        posterior = encoder.posterior(x)
+        z = posterior.rsample(torch.Size((5, 4)))
+        log_q = posterior.log_prob(z)
+        torch.testing.assert_close(posterior.log_prob(z.clone()), log_q, rtol=1e-7, atol=1e-7)
+        # Single points, and neither order nor what was asked before matters.
+        alone = encoder.posterior(x[1:])
+        torch.testing.assert_close(alone.log_prob(z[2, 3, 1:].clone()), log_q[2, 3, 1:], rtol=1e-7, atol=1e-7)
+    for transform in encoder.transforms:
+        parts = transform.modules() if isinstance(transform, nn.Module) else [transform]
+        assert all(getattr(part, "_cached_x_y", (None, None)) == (None, None) for part in parts)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "couplings", "householder"])
+def test_gradients_of_the_density_elsewhere_are_right(name: str) -> None:
+    encoder = _moved(INVERTIBLE[name]())
+    x, z = torch.randn(2, PIXELS).double().requires_grad_(), torch.randn(3, 2, DIM).double().requires_grad_()
+    names, values = zip(*encoder.named_parameters(), strict=True)
+
+    def density(x: Tensor, z: Tensor, *values: Tensor) -> Tensor:
+        given = {f"encoder.{key}": value for key, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(_LogDensity(encoder), given, (x, z))
+
+    assert torch.autograd.gradcheck(density, (x, z, *values), fast_mode=True)
+
+
+class _LogDensity(nn.Module):
+    def __init__(self, encoder: FlowEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        log_q: Tensor = self.encoder.posterior(x).log_prob(z)
+        return log_q
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "couplings"])
+def test_the_density_elsewhere_integrates_to_one(name: str) -> None:
+    transforms = {"autoregressive": autoregressive, "couplings": couplings}[name](2, CONTEXT, layers=2, hidden=8)
+    encoder = FlowEncoder(MLPBody(PIXELS, (8,)), 2, transforms, CONTEXT).double()
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        posterior = encoder.posterior(torch.randn(1, PIXELS).double())
+        draws = posterior.rsample(torch.Size((4000,)))[:, 0]
+        # The trapezium rule on a box that holds 9 standard deviations.
+        n, loc, reach = 401, draws.mean(0), 9.0 * draws.std(0)
+        axes = [loc[k] + reach[k] * torch.linspace(-1.0, 1.0, n).double() for k in range(2)]
+        grid = torch.cartesian_prod(*axes).unsqueeze(1)
+        cell = (4.0 * reach.prod()) / (n - 1) ** 2
+        density = posterior.log_prob(grid).exp()
+        assert float(density.sum() * cell) == pytest.approx(1.0, abs=1e-6)
+        # The law of the draws: means under the density.
+        mean = (density * grid[:, 0]).sum(0) * cell
+        error = draws.std(0) / math.sqrt(len(draws))
+        assert bool(((draws.mean(0) - mean).abs() < 4.5 * error).all())
+
+
+@pytest.mark.parametrize("name", WITHOUT_INVERSE)
+def test_transforms_without_an_inverse_are_named(name: str) -> None:
+    posterior = _moved(TRANSFORMS[name]()).posterior(torch.randn(2, PIXELS).double())
+    found = r"as transforms\[\d+\]=Conditional(Planar|Radial) has no inverse; couplings, autoregressive and householder"
+    with pytest.raises(NotImplementedError, match=found):
+        posterior.log_prob(posterior.rsample().clone())
+
+
 @pytest.mark.parametrize("name", ["autoregressive", "couplings", "planar-80", "householder"])
 def test_flows_begin_as_the_gaussian_encoder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = FlowEncoder(MLPBody(PIXELS, (8,)), DIM, TRANSFORMS[name](), CONTEXT)
