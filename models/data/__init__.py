@@ -1,17 +1,20 @@
 """Images as data: MNIST, scikit-learn's digits, folders of pictures; how they become binary; batches of them.
 
 `mnist.load`, `digits.load` and `image_folder.load` give `Images`. A `Binarisation` says how grey levels become
-the zeros and ones that a Bernoulli decoder models; its `str` belongs beside every result. `loader` gives torch's
-DataLoader over both.
+the zeros and ones that a Bernoulli decoder models, or (`Dequantisation`) the numbers that a continuous one does; its
+`str` belongs beside every result. `loader` gives torch's DataLoader over both.
 """
 
 from . import digits, image_folder, mnist
 from .binarisation import Binarisation, DynamicBinarisation, Intensities, StaticBinarisation, ThresholdBinarisation
+from .dequantisation import BinMiddles, Dequantisation
 from .images import Images, Split
 from .loaders import PixelRows, loader
 
 __all__ = [
+    "BinMiddles",
     "Binarisation",
+    "Dequantisation",
     "DynamicBinarisation",
     "Images",
     "Intensities",

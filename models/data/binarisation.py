@@ -44,6 +44,10 @@ class Binarisation(ABC):
             raise ValueError("intensities must lie in [0, 1]; divide grey levels by their maximum first")
         return self.binarise(intensities, generator)
 
+    def check_maximum(self, maximum: int) -> None:
+        """Raise a ValueError if images whose levels are 0 .. maximum are not for this rule; most take any."""
+        return
+
     @abstractmethod
     def binarise(self, intensities: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The same without checks, which would make a GPU wait at each batch."""

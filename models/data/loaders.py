@@ -24,12 +24,17 @@ class PixelRows(Dataset[Tensor]):
         images: the pictures.
         binarisation: how intensities become pixels.
         generator: what fresh draws come from; torch's global generator by default.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: a rule for another number of levels than the pictures have.
     """
 
     def __init__(self, images: Images, binarisation: Binarisation, generator: torch.Generator | None = None) -> None:
         instance("images", images, Images, "models.data.Images, as mnist.load gives them")
         instance("binarisation", binarisation, Binarisation, "a Binarisation, such as DynamicBinarisation()")
         instance("generator", generator, (torch.Generator, type(None)), "a torch.Generator or None")
+        binarisation.check_maximum(images.maximum)
         self.images = images
         self.binarisation = binarisation
         self.generator = generator
@@ -74,7 +79,8 @@ def loader(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: the batch size is not positive, or `drop_last` leaves no batch.
+        ValueError: the batch size is not positive, `drop_last` leaves no batch, or the rule is for another number of
+            levels than the pictures have.
     """
     rows = PixelRows(images, DynamicBinarisation() if binarisation is None else binarisation, generator)
     size = positive_integer("batch_size", batch_size)
