@@ -71,6 +71,14 @@ def positive_number(name: str, value: Any) -> float:
     return result
 
 
+def share(name: str, value: Any) -> float:
+    """:func:`number` in [0, 1), such as a rate of dropout."""
+    result = number(name, value)
+    if not 0.0 <= result < 1.0:
+        raise ValueError(f"{name} must be in [0, 1), found {value}")
+    return result
+
+
 def flag(name: str, value: Any) -> bool:
     """The value as a ``bool``; anything else, "no" and 0 too, is a TypeError."""
     if not isinstance(value, bool | np.bool_):

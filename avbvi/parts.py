@@ -104,6 +104,11 @@ def mlp(sizes: list[int], activation: type[nn.Module], *, zero_last: bool = Fals
     return nn.Sequential(*layers)
 
 
+def with_dropout(activation: nn.Module, dropout: float) -> nn.Module:
+    """The activation, followed by dropout at this rate if it is positive; the names of parameters stay the same."""
+    return nn.Sequential(activation, nn.Dropout(dropout)) if dropout else activation
+
+
 class ResidualNetwork(nn.Module):
     """A fully connected residual network; the ends of its blocks and its output start at zero.
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from avbvi.arguments import function, integer, integers, positive_integer
-from avbvi.parts import zero_
+from avbvi.arguments import function, integer, integers, positive_integer, share
+from avbvi.parts import with_dropout, zero_
 
 __all__ = [
     "ConvolutionalDecoder",
@@ -87,6 +87,7 @@ class FullyConnectedDecoder(Decoder):
         latent_dim, image_shape: as for `Decoder`.
         hidden: widths of the hidden layers.
         activation: makes one activation module.
+        dropout: share of the hidden units that is left out in training mode; `eval()` is the caller's to call.
     """
 
     def __init__(
@@ -96,11 +97,13 @@ class FullyConnectedDecoder(Decoder):
         *,
         hidden: tuple[int, ...] = (300, 300),
         activation: Activation = nn.ELU,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(latent_dim, image_shape)
         self.hidden = integers("hidden", hidden, "widths of the hidden layers")
         function("activation", activation)
-        body = _dense((self.latent_dim, *self.hidden), activation)
+        self.dropout = share("dropout", dropout)
+        body = _dense((self.latent_dim, *self.hidden), activation, self.dropout)
         last = (self.latent_dim, *self.hidden)[-1]
         self.network = nn.Sequential(*body, nn.Linear(last, self.pixels))
 
@@ -122,6 +125,7 @@ class ConvolutionalDecoder(Decoder):
         kernel_size: of the transposed convolutions; odd.
         blocks: residual blocks at each scale.
         activation: makes one activation module.
+        dropout: share of the hidden units that is left out in training mode; `eval()` is the caller's to call.
 
     Raises:
         ValueError: no channels, or an even kernel size, besides what `Decoder` raises.
@@ -137,6 +141,7 @@ class ConvolutionalDecoder(Decoder):
         kernel_size: int = 5,
         blocks: int = 0,
         activation: Activation = nn.ELU,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(latent_dim, image_shape)
         self.channels = integers("channels", channels, "numbers of feature maps")
@@ -148,18 +153,19 @@ class ConvolutionalDecoder(Decoder):
             raise ValueError(f"kernel_size must be odd, so that maps stay centred, found {kernel_size}")
         self.blocks = integer("blocks", blocks, 0)
         function("activation", activation)
+        self.dropout = share("dropout", dropout)
 
         sides = self.sides
         first = (self.channels[0], *sides[0])
-        dense = _dense((self.latent_dim, *self.hidden), activation)
+        dense = _dense((self.latent_dim, *self.hidden), activation, self.dropout)
         last = (self.latent_dim, *self.hidden)[-1]
         self.project = nn.Sequential(*dense, nn.Linear(last, math.prod(first)), nn.Unflatten(1, first))
 
         layers: list[nn.Module] = []
         widths = (*self.channels, self.image_shape[0])
         for (n_in, n_out), (small, large) in zip(itertools.pairwise(widths), itertools.pairwise(sides), strict=True):
-            layers += [ResidualBlock(n_in, activation) for _ in range(self.blocks)]
-            layers += [activation(), _doubling(n_in, n_out, self.kernel_size, small, large)]
+            layers += [ResidualBlock(n_in, activation, self.dropout) for _ in range(self.blocks)]
+            layers += [with_dropout(activation(), self.dropout), _doubling(n_in, n_out, self.kernel_size, small, large)]
         self.upsample = nn.Sequential(*layers)
 
     @property
@@ -184,14 +190,16 @@ class ResidualBlock(nn.Module):
     Args:
         channels: number of feature maps.
         activation: makes one activation module.
+        dropout: share of the units between the convolutions that is left out in training mode.
     """
 
-    def __init__(self, channels: int, activation: Activation = nn.ELU) -> None:
+    def __init__(self, channels: int, activation: Activation = nn.ELU, dropout: float = 0.0) -> None:
         super().__init__()
         channels = positive_integer("channels", channels)
         end = nn.Conv2d(channels, channels, 3, padding=1)
         zero_(end)
-        self.change = nn.Sequential(activation(), nn.Conv2d(channels, channels, 3, padding=1), activation(), end)
+        middle = with_dropout(activation(), share("dropout", dropout))
+        self.change = nn.Sequential(activation(), nn.Conv2d(channels, channels, 3, padding=1), middle, end)
 
     def forward(self, h: Tensor) -> Tensor:
         """(n, channels, height, width) -> the same shape."""
@@ -213,7 +221,9 @@ def shallow_convolutional(latent_dim: int, image_shape: Shape = _MNIST, *, hidde
     return ConvolutionalDecoder(latent_dim, image_shape, (32, 32, 16), hidden=(width,), activation=nn.Softplus)
 
 
-def dcgan(latent_dim: int, image_shape: Shape = _MNIST, *, width: int = 64) -> ConvolutionalDecoder:
+def dcgan(
+    latent_dim: int, image_shape: Shape = _MNIST, *, width: int = 64, dropout: float = 0.0
+) -> ConvolutionalDecoder:
     """The 5-layer decoder after DCGAN (Radford, Metz and Chintala 2015; paper, section 5.2 and Table 2).
 
     A projection to 8 * width maps, then four 5 x 5 transposed convolutions that halve the number of maps and double
@@ -222,8 +232,9 @@ def dcgan(latent_dim: int, image_shape: Shape = _MNIST, *, width: int = 64) -> C
     Args:
         latent_dim, image_shape: as for `Decoder`.
         width: maps at the largest scale.
+        dropout: as for `ConvolutionalDecoder`.
     """
-    return ConvolutionalDecoder(latent_dim, image_shape, _doubled(width))
+    return ConvolutionalDecoder(latent_dim, image_shape, _doubled(width), dropout=dropout)
 
 
 def residual(
@@ -244,11 +255,11 @@ def _doubled(width: int) -> tuple[int, ...]:
     return (8 * width, 4 * width, 2 * width, width)
 
 
-def _dense(widths: tuple[int, ...], activation: Activation) -> list[nn.Module]:
+def _dense(widths: tuple[int, ...], activation: Activation, dropout: float) -> list[nn.Module]:
     """Layers of these widths, an activation after each."""
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), activation()]
+        layers += [nn.Linear(n_in, n_out), with_dropout(activation(), dropout)]
     return layers
 
 

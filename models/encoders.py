@@ -7,6 +7,7 @@ the protocol, bodies (data to features) and the Gaussian encoders; `models.flows
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -18,10 +19,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from avbvi.arguments import instance, integer, integers
-from avbvi.parts import mlp
+from avbvi.arguments import instance, integer, integers, share
+from avbvi.parts import with_dropout
 from avbvi.rng import rng_untouched
 
+from .decoders import ResidualBlock
 from .minibatches import data_plate, flat, register
 
 __all__ = [
@@ -159,16 +161,22 @@ class MLPBody(nn.Module):
     Args:
         n_in: number of values in a datum.
         hidden: widths of the layers.
+        dropout: share of the units of each layer that is left out in training mode; `eval()` is the caller's to call.
     """
 
-    def __init__(self, n_in: int, hidden: tuple[int, ...] = (300, 300)) -> None:
+    def __init__(self, n_in: int, hidden: tuple[int, ...] = (300, 300), dropout: float = 0.0) -> None:
         super().__init__()
         self.n_in = integer("n_in", n_in, 1)
         self.hidden = integers("hidden", hidden, "widths of the layers")
         if not hidden:
             raise ValueError("hidden must have at least one width, found none")
         self.out_features = self.hidden[-1]
-        self.network = nn.Sequential(mlp([self.n_in, *self.hidden], nn.ELU), nn.ELU())
+        self.dropout = share("dropout", dropout)
+        layers: list[nn.Module] = []
+        for n_in, n_out in itertools.pairwise((self.n_in, *self.hidden)):
+            layers += [nn.Linear(n_in, n_out), with_dropout(nn.ELU(), self.dropout)]
+        # The nesting keeps the parameters' names in files of older runs.
+        self.network = nn.Sequential(nn.Sequential(*layers[:-1]), layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.network(flat(x))
@@ -178,16 +186,23 @@ class MLPBody(nn.Module):
 class ConvBody(nn.Module):
     """A convolutional body: images, flattened or not, to features (B, hidden), ELU after every layer.
 
-    Convolutions of 5 x 5 with stride 2, then one fully connected layer.
+    Convolutions of 5 x 5 with stride 2, residual blocks behind each if asked for, then one fully connected layer.
 
     Args:
         image: channels, height and width.
         channels: of the convolutions' outputs.
         hidden: number of features.
+        blocks: residual blocks at each scale.
+        dropout: share of the units of each layer that is left out in training mode; `eval()` is the caller's to call.
     """
 
     def __init__(
-        self, image: tuple[int, int, int] = (1, 28, 28), channels: tuple[int, ...] = (16, 32, 32), hidden: int = 300
+        self,
+        image: tuple[int, int, int] = (1, 28, 28),
+        channels: tuple[int, ...] = (16, 32, 32),
+        hidden: int = 300,
+        blocks: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.image = integers("image", image, "channels, height and width")
@@ -195,12 +210,17 @@ class ConvBody(nn.Module):
             raise ValueError(f"image must have channels, height and width, such as (1, 28, 28), found {image}")
         self.channels = integers("channels", channels, "numbers of channels")
         self.out_features = integer("hidden", hidden, 1)
+        self.blocks = integer("blocks", blocks, 0)
+        self.dropout = share("dropout", dropout)
         layers: list[nn.Module] = []
         n_in, height, width = self.image
         for n_out in self.channels:
-            layers += [nn.Conv2d(n_in, n_out, kernel_size=5, stride=2, padding=2), nn.ELU()]
+            layers.append(nn.Conv2d(n_in, n_out, kernel_size=5, stride=2, padding=2))
+            layers += [ResidualBlock(n_out, dropout=self.dropout) for _ in range(self.blocks)]
+            layers.append(with_dropout(nn.ELU(), self.dropout))
             n_in, height, width = n_out, -(-height // 2), -(-width // 2)
-        layers += [nn.Flatten(), nn.Linear(n_in * height * width, self.out_features), nn.ELU()]
+        layers += [nn.Flatten(), nn.Linear(n_in * height * width, self.out_features)]
+        layers.append(with_dropout(nn.ELU(), self.dropout))
         self.network = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

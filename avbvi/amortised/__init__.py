@@ -2,7 +2,7 @@
 
 from .adversaries import ConditionalAdversary, InnerProductAdversary, JointAdversary
 from .contrasts import ConditionalGaussianContrast, LearnedGaussianContrast
-from .convolutional import ConvolutionalAdversary, ConvolutionalSampler
+from .convolutional import ConvolutionalAdversary, ConvolutionalSampler, ImageAdversary
 from .guide import AmortisedAVBGuide
 from .layout import Frame, LocalSite, PlateLayout
 from .minibatch import Minibatch
@@ -21,6 +21,7 @@ __all__ = [
     "ConvolutionalSampler",
     "DatumTarget",
     "Frame",
+    "ImageAdversary",
     "InnerProductAdversary",
     "JointAdversary",
     "LearnedGaussianContrast",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adversaries import Adversary
-from ..arguments import flag, integers
+from ..arguments import flag, integers, share
 from ..parts import zero_
 from .networks import (
     ContextNetwork,
@@ -126,6 +126,7 @@ class InnerProductAdversary(EncodingAdversary):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
+        dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
@@ -138,14 +139,16 @@ class InnerProductAdversary(EncodingAdversary):
         slope: float | None = None,
         squares: bool = True,
         log_prior: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(body, slope, squares, log_prior)
+        self.dropout = share("dropout", dropout)
         self.hidden = checked_layers("hidden", hidden)
 
     def _build(self, dim: int) -> None:
         h = self.hidden[-1]
-        self.of_context = ContextNetwork(self.width, self.hidden, self.slope)
-        self.of_features = ContextNetwork(dim, self.hidden, self.slope)
+        self.of_context = ContextNetwork(self.width, self.hidden, self.slope, self.dropout)
+        self.of_features = ContextNetwork(dim, self.hidden, self.slope, self.dropout)
         self.context_end = nn.Linear(h, h)
         self.features_end = nn.Linear(h, h)
         for network, end in ((self.of_context, self.context_end), (self.of_features, self.features_end)):
@@ -175,6 +178,7 @@ class JointAdversary(EncodingAdversary):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
+        dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
@@ -188,17 +192,19 @@ class JointAdversary(EncodingAdversary):
         slope: float | None = None,
         squares: bool = True,
         log_prior: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(body, slope, squares, log_prior)
+        self.dropout = share("dropout", dropout)
         self.hidden = integers("hidden", hidden, "widths of the hidden layers of the joint network")
         self.alone = integers("alone", alone, "widths of the hidden layers of the networks of x and z alone")
         if not self.hidden:
             raise ValueError("hidden must name at least one layer, found ()")
 
     def _build(self, dim: int) -> None:
-        self.joint = InjectedNetwork(dim, self.width, self.hidden, 1, self.slope, zero_last=True)
-        self.of_context = _scalar(self.width, self.alone, self.slope)
-        self.of_features = _scalar(dim, self.alone, self.slope)
+        self.joint = InjectedNetwork(dim, self.width, self.hidden, 1, self.slope, zero_last=True, dropout=self.dropout)
+        self.of_context = _scalar(self.width, self.alone, self.slope, self.dropout)
+        self.of_features = _scalar(dim, self.alone, self.slope, self.dropout)
 
     def network_output(self, features: Tensor, context: Tensor) -> Tensor:
         seen = self.seen(context)
@@ -212,8 +218,8 @@ def _normal_weights_(layer: nn.Linear, gain: float) -> None:
     layer.bias.zero_()
 
 
-def _scalar(n_in: int, hidden: tuple[int, ...], slope: float | None) -> nn.Sequential:
-    body = ContextNetwork(n_in, hidden, slope)
+def _scalar(n_in: int, hidden: tuple[int, ...], slope: float | None, dropout: float) -> nn.Sequential:
+    body = ContextNetwork(n_in, hidden, slope, dropout)
     end = nn.Linear(body.width, 1)
     zero_(end)
     return nn.Sequential(body, end)

@@ -1,4 +1,4 @@
-"""Convolutional sampler and adversary: noise, or z, is projected into every layer (AVB, supplement, section IV)."""
+"""Convolutional sampler and adversaries: noise, or z, is projected into every layer (AVB, supplement, section IV)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 
 from torch import Tensor, nn
 
-from ..arguments import integer, integers, positive_number
+from ..adversaries import Adversary, Hint
+from ..arguments import integer, integers, positive_number, share
 from ..parts import zero_
 from .adversaries import ConditionalAdversary
 from .networks import (
@@ -91,6 +92,7 @@ class ConvolutionalAdversary(ConditionalAdversary):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`), as the paper does.
+        dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the context is no such
@@ -105,8 +107,10 @@ class ConvolutionalAdversary(ConditionalAdversary):
         slope: float | None = None,
         squares: bool = True,
         log_prior: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(squares, log_prior)
+        self.dropout = share("dropout", dropout)
         self.image_shape = checked_image_shape(image_shape)
         self.channels = checked_layers("channels", channels, "numbers of channels")
         self.blocks = integer("blocks", blocks, 0)
@@ -119,7 +123,7 @@ class ConvolutionalAdversary(ConditionalAdversary):
                 f"{self.context_dim} numbers per datum"
             )
         self.network = InjectedConvolutions(
-            self.image_shape, self.channels, self.blocks, dim, 1, self.slope, zero_last=True
+            self.image_shape, self.channels, self.blocks, dim, 1, self.slope, zero_last=True, dropout=self.dropout
         )
 
     def network_output(self, features: Tensor, context: Tensor) -> Tensor:
@@ -127,26 +131,84 @@ class ConvolutionalAdversary(ConditionalAdversary):
         return t.squeeze(-1)
 
 
-class _Scale(nn.Module):
-    """A convolution with stride 2 and residual blocks behind it, each with a vector added to its channels."""
+class ImageAdversary(Adversary):
+    """A convolutional network of an image alone: T(x), the discriminator of a generative adversarial network.
 
-    def __init__(self, n_in: int, n_out: int, blocks: int, inject_dim: int, slope: float | None) -> None:
+    The convolutions are those of :class:`ConvolutionalAdversary`, after DCGAN (Radford, Metz and Chintala 2015), whose
+    batch normalisation is left out: T of an image must not depend on the others. T starts at 0 instead, which keeps
+    the first gradients small.
+
+    Args:
+        image_shape: channels, height and width; the features are such an image, flattened.
+        channels: numbers of channels; each scale halves the image.
+        blocks: residual blocks at each scale.
+        slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+        dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the features are no such
+            image.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        channels: tuple[int, ...] = (32, 64, 128),
+        blocks: int = 0,
+        slope: float | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.image_shape = checked_image_shape(image_shape)
+        self.channels = checked_layers("channels", channels, "numbers of channels")
+        self.blocks = integer("blocks", blocks, 0)
+        self.slope = checked_slope(slope)
+        self.dropout = share("dropout", dropout)
+
+    def _build(self, dim: int) -> None:
+        if math.prod(self.image_shape) != dim:
+            raise ValueError(
+                f"image_shape={self.image_shape} has {math.prod(self.image_shape)} pixels, but the features "
+                f"{dim} numbers per datum"
+            )
+        self.network = InjectedConvolutions(
+            self.image_shape, self.channels, self.blocks, None, 1, self.slope, zero_last=True, dropout=self.dropout
+        )
+
+    def forward(self, features: Tensor, hint: Hint | None = None) -> Tensor:
+        """T: flattened images (*batch, pixels) to (*batch,); there is no use for a hint."""
+        t: Tensor = self.network(None, features.reshape(-1, features.shape[-1]))
+        return t.reshape(features.shape[:-1])
+
+
+class _Scale(nn.Module):
+    """A convolution with stride 2 and residual blocks behind it, each with a vector, if any, added to its channels."""
+
+    def __init__(
+        self, n_in: int, n_out: int, blocks: int, inject_dim: int | None, slope: float | None, dropout: float
+    ) -> None:
         super().__init__()
         self.enter = nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
-        self.projections = nn.ModuleList(nn.Linear(inject_dim, n_out, bias=False) for _ in range(1 + blocks))
+        self.projections = nn.ModuleList()
+        if inject_dim is not None:
+            self.projections.extend(nn.Linear(inject_dim, n_out, bias=False) for _ in range(1 + blocks))
         self.first = nn.ModuleList(nn.Conv2d(n_out, n_out, 3, padding=1) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Conv2d(n_out, n_out, 3, padding=1) for _ in range(blocks))
         self.unit = unit(slope)
+        # Within a block as in wide residual networks (Zagoruyko and Komodakis 2016): the skip stays whole.
+        self.inner = unit(slope, dropout)
 
-    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+    def forward(self, image: Tensor, vector: Tensor | None) -> Tensor:
         """Images (n or B, n_in, height, width) and vectors (n, inject_dim) to (n, n_out, height / 2, width / 2)."""
-        h = self.enter(image)
-        # One image per datum is repeated for the datum's draws only after the convolution.
-        h = h.expand(len(vector) // len(h), *h.shape).reshape(len(vector), *h.shape[1:])
-        shifts = [projection(vector)[:, :, None, None] for projection in self.projections]
-        h = h + shifts[0]
+        h: Tensor = self.enter(image)
+        shifts: list[Tensor | float] = [0.0] * (1 + len(self.first))
+        if vector is not None:
+            # One image per datum is repeated for the datum's draws only after the convolution.
+            h = h.expand(len(vector) // len(h), *h.shape).reshape(len(vector), *h.shape[1:])
+            shifts = [projection(vector)[:, :, None, None] for projection in self.projections]
+            h = h + shifts[0]
         for first, second, shift in zip(self.first, self.second, shifts[1:], strict=True):
-            h = h + second(self.unit(first(self.unit(h)) + shift))
+            h = h + second(self.inner(first(self.unit(h)) + shift))
         return h
 
 
@@ -160,10 +222,11 @@ class InjectedConvolutions(nn.Module):
         image_shape: channels, height and width of the image.
         channels: numbers of channels of the scales.
         blocks: residual blocks at each scale.
-        inject_dim: width of the vector.
+        inject_dim: width of the vector; None if there is none.
         n_out: width of the output.
         slope: see :func:`unit`.
         zero_last: let the output start at 0.
+        dropout: share of the hidden units that is left out in training mode.
     """
 
     def __init__(
@@ -171,32 +234,33 @@ class InjectedConvolutions(nn.Module):
         image_shape: tuple[int, int, int],
         channels: tuple[int, ...],
         blocks: int,
-        inject_dim: int,
+        inject_dim: int | None,
         n_out: int,
         slope: float | None,
         *,
         zero_last: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
-        self.unit = unit(slope)
+        self.unit = unit(slope, dropout)
         _, height, width = image_shape
         self.scales = nn.ModuleList()
         for a, b in itertools.pairwise((image_shape[0], *channels)):
-            self.scales.append(_Scale(a, b, blocks, inject_dim, slope))
+            self.scales.append(_Scale(a, b, blocks, inject_dim, slope, dropout))
             height, width = (height + 1) // 2, (width + 1) // 2
         self.leave = nn.Linear(channels[-1] * height * width, n_out)
         if zero_last:
             zero_(self.leave)
 
-    def forward(self, vector: Tensor, context: Tensor) -> Tensor:
+    def forward(self, vector: Tensor | None, context: Tensor) -> Tensor:
         """The vector (*S, B, inject_dim) and flattened images (B, pixels) to (*S, B, n_out)."""
-        flat = vector.reshape(-1, vector.shape[-1])
+        flat = None if vector is None else vector.reshape(-1, vector.shape[-1])
         h = context.reshape(-1, *self.image_shape)
         for i, scale in enumerate(self.scales):
             h = scale(self.unit(h) if i else h, flat)
         out: Tensor = self.leave(self.unit(h).flatten(1))
-        return out.reshape(*vector.shape[:-1], -1)
+        return out if vector is None else out.reshape(*vector.shape[:-1], -1)
 
 
 def checked_image_shape(value: tuple[int, int, int]) -> tuple[int, int, int]:

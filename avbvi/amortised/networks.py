@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..arguments import instance, integer, integers, number
-from ..parts import zero_
+from ..parts import with_dropout, zero_
 from ..rng import rng_untouched, seeded
 
 
-def unit(slope: float | None) -> nn.Module:
-    """One activation: leaky ReLU of this negative slope (0 is ReLU), or smooth SiLU for ``None``."""
-    return nn.SiLU() if slope is None else nn.LeakyReLU(slope)
+def unit(slope: float | None, dropout: float = 0.0) -> nn.Module:
+    """One activation: leaky ReLU of this negative slope (0 is ReLU), or smooth SiLU for ``None``; dropout behind it."""
+    return with_dropout(nn.SiLU() if slope is None else nn.LeakyReLU(slope), dropout)
 
 
 def checked_slope(value: float | None) -> float | None:
@@ -59,12 +59,12 @@ def checked_body(body: nn.Module | None) -> nn.Module | None:
 class ContextNetwork(nn.Module):
     """A fully connected network with a unit after each of its layers: (B, context_dim) -> (B, width)."""
 
-    def __init__(self, context_dim: int, hidden: tuple[int, ...], slope: float | None) -> None:
+    def __init__(self, context_dim: int, hidden: tuple[int, ...], slope: float | None, dropout: float = 0.0) -> None:
         super().__init__()
         self.width = hidden[-1] if hidden else context_dim
         self.layers = nn.Sequential()
         for n_in, n_out in itertools.pairwise((context_dim, *hidden)):
-            self.layers.extend([nn.Linear(n_in, n_out), unit(slope)])
+            self.layers.extend([nn.Linear(n_in, n_out), unit(slope, dropout)])
 
     def forward(self, context: Tensor) -> Tensor:
         features: Tensor = self.layers(context)
@@ -106,6 +106,7 @@ class InjectedNetwork(nn.Module):
         n_out: width of the output.
         slope: see :func:`unit`.
         zero_last: let the output start at 0.
+        dropout: share of the hidden units that is left out in training mode.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class InjectedNetwork(nn.Module):
         slope: float | None,
         *,
         zero_last: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.widths = hidden
@@ -124,7 +126,7 @@ class InjectedNetwork(nn.Module):
         self.from_context = nn.Linear(context_width, sum(hidden))
         self.between = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(hidden))
         self.leave = nn.Linear(hidden[-1], n_out)
-        self.unit = unit(slope)
+        self.unit = unit(slope, dropout)
         if zero_last:
             zero_(self.leave)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avbvi.amortised.convolutional import ConvolutionalSampler, InjectedConvolutions
+from avbvi.amortised.convolutional import ConvolutionalSampler, ImageAdversary, InjectedConvolutions
+from avbvi.parts import rebuild
 
 BATCH = 4
 
@@ -28,9 +29,11 @@ def by_hand(net: InjectedConvolutions, vector: Tensor, image: Tensor) -> Tensor:
         h = nn.functional.conv2d(
             nn.functional.silu(h) if i else h, scale.enter.weight, scale.enter.bias, stride=2, padding=1
         )
-        h = h + (vector @ scale.projections[0].weight.mT)[:, :, None, None]
-        for first, second, projection in zip(scale.first, scale.second, scale.projections[1:], strict=True):
-            inner = first(nn.functional.silu(h)) + (vector @ projection.weight.mT)[:, :, None, None]
+        shifts = [vector @ projection.weight.mT for projection in scale.projections]
+        shifts = shifts or [torch.zeros(1, 1)] * (1 + len(scale.first))
+        h = h + shifts[0][:, :, None, None]
+        for first, second, shift in zip(scale.first, scale.second, shifts[1:], strict=True):
+            inner = first(nn.functional.silu(h)) + shift[:, :, None, None]
             h = h + second(nn.functional.silu(inner))
     return nn.functional.silu(h).flatten(1) @ net.leave.weight.mT + net.leave.bias
 
@@ -79,3 +82,67 @@ def test_the_sampler_computes_its_formula() -> None:
     assert float(scale.max() / scale.min()) > 4.0
     assert float(scale.max()) <= 0.18 * math.exp(2.0)
     torch.testing.assert_close(weight @ weight.mT, 0.09 * (1.0 - 0.36) * torch.eye(2))
+
+
+def image_adversary(blocks: int = 1) -> ImageAdversary:
+    """Built for small images and moved away from its start."""
+    adversary = ImageAdversary((2, 5, 7), channels=(3, 4), blocks=blocks)
+    adversary.build_for(70, 70)
+    with torch.no_grad():
+        for p in adversary.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return adversary
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_the_adversary_of_images_computes_its_formula(blocks: int) -> None:
+    adversary, images = image_adversary(blocks), torch.randn(6, BATCH, 70)
+    t = adversary(images)
+    assert t.shape == (6, BATCH)
+    for s, b in ((0, 0), (5, 1), (3, 2)):
+        expected = by_hand(adversary.network, torch.zeros(1, 0), images[s, b].reshape(1, 2, 5, 7))
+        torch.testing.assert_close(t[s, b].reshape(1, 1), expected)
+    assert not [n for n, _ in adversary.named_parameters() if "projection" in n]
+
+
+def test_the_adversary_of_images_is_differentiable_in_them_and_its_parameters() -> None:
+    adversary, images = image_adversary(), torch.randn(BATCH, 70, requires_grad=True)
+    assert torch.autograd.gradcheck(adversary, (images,))
+    adversary(images).square().sum().backward()
+    assert images.grad is not None
+    assert bool((images.grad != 0.0).all())
+    assert [n for n, p in adversary.named_parameters() if p.grad is None or not bool(p.grad.any())] == []
+
+
+def test_the_adversary_of_images_starts_at_zero_and_is_made_again() -> None:
+    adversary = ImageAdversary((1, 4, 4), channels=(3,), slope=0.2, dropout=0.1)
+    adversary.build_for(16, 16)
+    images = torch.randn(BATCH, 16)
+    assert not bool(adversary(images).any())
+    again = rebuild(adversary.configuration())
+    assert again.configuration() == adversary.configuration()
+    with pytest.raises(ValueError, match=r"image_shape=\(1, 4, 4\) has 16 pixels, but the features 17 numbers"):
+        ImageAdversary((1, 4, 4)).build_for(17, 17)
+    with pytest.raises(ValueError, match=r"ImageAdversary\(\) sees no context"):
+        ImageAdversary((1, 4, 4)).build_for(16, 16, 16)
+
+
+def test_the_adversary_of_images_tells_the_log_ratio_of_two_laws() -> None:
+    # Data N(m, I) against N(0, I) on 2 x 2 images: T* = m . x - |m|^2 / 2.
+    mean, n, steps = torch.tensor([0.8, -0.5, 0.3, -0.2]), 256, 300
+    adversary = ImageAdversary((1, 2, 2), channels=(32,))
+    adversary.build_for(4, 4)
+    optimiser = torch.optim.Adam(adversary.parameters(), lr=1e-2, betas=(0.5, 0.999))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        loss = adversary.objective.loss(adversary(mean + torch.randn(n, 4)), adversary(torch.randn(n, 4)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    x = mean + torch.randn(2000, 4)
+    expected = x @ mean - 0.5 * mean.square().sum()
+    with torch.no_grad():
+        error = adversary(x) - expected
+    assert float(expected.std()) > 0.9
+    assert float(error.abs().mean()) < 0.15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -181,6 +182,36 @@ def test_residual_blocks_start_as_the_identity() -> None:
     block.change[-1].weight.data.normal_()
     first, last = block.change[1], block.change[3]
     torch.testing.assert_close(block(h), h + last(F.elu(first(F.elu(h)))))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: FullyConnectedDecoder(3, (1, 4, 4), hidden=(9,), dropout=p),
+        lambda p: ConvolutionalDecoder(3, (2, 4, 4), (5,), dropout=p),
+    ],
+    ids=["fully connected", "convolutional"],
+)
+def test_dropout_leaves_units_out_in_training_alone(make: Any) -> None:
+    torch.set_default_dtype(torch.float64)
+    plain, dropping, n = make(0.0), make(0.3), 10_000
+    dropping.load_state_dict(plain.state_dict())  # the names are the same
+    z = torch.randn(3)
+    with torch.no_grad():
+        draws, expected = dropping(z.expand(n, 3)), plain(z)
+        assert torch.equal(dropping.eval()(z), expected)
+    # With one hidden layer the output is linear in the units: the mean over masks is the output of all of them.
+    assert bool(((draws.mean(0) - expected).abs() < 4.5 * draws.std(0) / math.sqrt(n)).all())
+    assert float(draws.std(0).min()) > 1e-3
+
+
+def test_dropout_is_behind_every_hidden_activation_and_inside_blocks() -> None:
+    decoder = ConvolutionalDecoder(3, (2, 8, 8), (5, 4), hidden=(6, 7), blocks=2, dropout=0.3)
+    # Two dense layers, two scales, two blocks in each.
+    assert [m.p for m in decoder.modules() if isinstance(m, nn.Dropout)] == [0.3] * 8
+    assert layers(FullyConnectedDecoder(3, hidden=(6, 7), dropout=0.3), nn.Dropout) == 2
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), found 1"):
+        FullyConnectedDecoder(3, dropout=1)
 
 
 def test_device_and_dtype_follow_the_parameters(device: torch.device) -> None:

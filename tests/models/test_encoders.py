@@ -200,6 +200,37 @@ def test_bodies_have_the_parameters_counted_by_hand() -> None:
     assert torch.equal(body(x), body(x.flatten(1)))
 
 
+@pytest.mark.parametrize(
+    "make", [lambda p: MLPBody(6, (40,), dropout=p), lambda p: ConvBody((1, 2, 3), (4,), 40, blocks=1, dropout=p)]
+)
+def test_dropout_leaves_features_out_in_training_alone(make: Callable[[float], nn.Module]) -> None:
+    plain, dropping, x, n = make(0.0), make(0.25), torch.randn(1, 6), 4000
+    dropping.load_state_dict(plain.state_dict())  # the names are the same
+    with torch.no_grad():
+        features = dropping(x.expand(n, 6))
+        # An activation is never exactly zero, so that zeros are units left out.
+        share = (features == 0.0).double().mean()
+        assert abs(float(share) - 0.25) < 4.5 * math.sqrt(0.25 * 0.75 / (40 * n))
+        assert torch.equal(dropping.eval()(x), plain(x))
+    if isinstance(dropping, MLPBody):
+        kept = torch.where(features == 0.0, plain(x) / 0.75, features)
+        torch.testing.assert_close(kept, (plain(x) / 0.75).expand(n, 40))
+
+
+def test_residual_blocks_of_a_body_start_as_the_identity() -> None:
+    plain, deep = ConvBody((2, 5, 5), (3, 4), 6), ConvBody((2, 5, 5), (3, 4), 6, blocks=2)
+    assert parameter_count(deep) == parameter_count(plain) + 2 * 2 * sum(c * c * 9 + c for c in (3, 4))
+    shared = [value for name, value in deep.state_dict().items() if ".change." not in name]
+    plain.load_state_dict(dict(zip(plain.state_dict(), shared, strict=True)))
+    x = torch.randn(4, 50)
+    assert torch.equal(deep(x), plain(x))
+    with torch.no_grad():
+        for p in deep.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    deep(x).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in deep.parameters())
+
+
 def test_a_convolutional_body_sees_where_a_pixel_is() -> None:
     body = ConvBody((1, 8, 8), channels=(4,), hidden=16)
     x = torch.zeros(64, 64, requires_grad=True)
@@ -246,6 +277,10 @@ def test_errors() -> None:
         MLPBody(3, ())
     with pytest.raises(ValueError, match="image must have channels, height and width"):
         ConvBody((28, 28))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), found 1"):
+        MLPBody(3, dropout=1)
+    with pytest.raises(ValueError, match="blocks must be at least 0"):
+        ConvBody(blocks=-1)
     with pytest.raises(ValueError, match="latent_dim must be at least 1"):
         GaussianEncoder(_body(), 0)
     with pytest.raises(ValueError, match="n must be at least 1"):
