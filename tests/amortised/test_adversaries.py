@@ -67,6 +67,29 @@ def test_every_parameter_receives_a_gradient(index: int) -> None:
 
 
 @ADVERSARIES
+@pytest.mark.parametrize("slope", [None, 0.1], ids=["silu", "leaky"])
+def test_gradients_in_latents_and_context_are_right(index: int, slope: float | None) -> None:
+    # The joint laws' losses move images through T as well as latents.
+    adversary = all_adversaries()[index]
+    adversary.slope, adversary.squares = slope, slope is None
+    adversary = built(adversary).double()
+    features = torch.randn(2, BATCH, FEATURES, dtype=torch.float64, requires_grad=True)
+    context = torch.randn(BATCH, CONTEXT_DIM, dtype=torch.float64, requires_grad=True)
+    log_prior = torch.randn(2, BATCH, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(adversary, (features, context, log_prior))
+    grads = torch.autograd.grad(adversary(features, context, log_prior).sum(), (features, context))
+    assert all(bool((g != 0.0).all()) for g in grads)
+
+
+@pytest.mark.parametrize("make", [InnerProductAdversary, JointAdversary], ids=["inner", "joint"])
+def test_gradients_in_the_context_pass_through_a_body(make: Any) -> None:
+    adversary = built(make(body=nn.Sequential(nn.Linear(CONTEXT_DIM, 5), nn.Tanh()))).double()
+    features = torch.randn(2, BATCH, FEATURES, dtype=torch.float64)
+    context = torch.randn(BATCH, CONTEXT_DIM, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: adversary(features, x), (context,))
+
+
+@ADVERSARIES
 def test_an_adversary_is_made_again_from_its_configuration(index: int) -> None:
     adversary = built(all_adversaries()[index])
     assert adversary.is_rebuildable
