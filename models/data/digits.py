@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .images import Images, Split
+from .images import Images, Split, held_out
 
 __all__ = ["TEST", "TRAIN", "load"]
 
@@ -31,7 +31,4 @@ def load() -> Split:
     bunch = load_digits()
     levels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    # NumPy keeps this generator's stream for ever; torch and NumPy's newer generators may change theirs.
-    order = torch.from_numpy(np.random.RandomState(_SEED).permutation(TRAIN + TEST))
-    everything = Images(levels, _MAXIMUM, labels)
-    return Split(everything[order[:TRAIN]], everything[order[TRAIN:]])
+    return held_out(Images(levels, _MAXIMUM, labels), TEST, _SEED)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from avbvi.arguments import found, instance, integer
+from avbvi.arguments import found, instance, integer, positive_integer, seed_number
 
-__all__ = ["Images", "Split"]
+__all__ = ["Images", "Split", "held_out"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,30 @@ class Split(NamedTuple):
 
     train: Images
     test: Images
+
+
+def held_out(images: Images, count: int, seed: int = 0) -> Split:
+    """Some pictures set aside to judge by, drawn at random without replacement; always the same ones of a seed.
+
+    Args:
+        images: all pictures.
+        count: how many are set aside; at least one, and not all.
+        seed: of the draw. It leaves all generators alone.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: the count or the seed is out of range.
+    """
+    instance("images", images, Images, "models.data.Images, as image_folder.load gives them")
+    count = positive_integer("count", count)
+    if count >= len(images):
+        raise ValueError(f"count={count} leaves nothing to learn from: there are {len(images)} pictures")
+    if seed_number(seed) is None:
+        raise TypeError("seed must be an integer: the part that is set aside must always be the same")
+    # NumPy keeps this generator's stream for ever; torch and NumPy's newer generators may change theirs.
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(len(images)))
+    learned = len(images) - count
+    return Split(images[order[:learned]], images[order[learned:]])
 
 
 def intensities(levels: Tensor, maximum: int) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .images import Images, Split
+from .places import StrPath, default_place
 
 __all__ = ["COUNTS", "folder", "load", "read_idx"]
 
@@ -26,9 +26,6 @@ COUNTS = {"train": 60_000, "t10k": 10_000}
 _SIDE = 28
 _CLASSES = 10
 _BYTES = 8  # the type code of uint8
-_VARIABLES = ("AVBVI_MNIST", "AVBVI_DATA")
-
-StrPath = str | os.PathLike[str]
 
 
 def folder(path: StrPath | None = None) -> Path:
@@ -41,7 +38,7 @@ def folder(path: StrPath | None = None) -> Path:
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    place = Path(path) if path is not None else _default_folder()
+    place = Path(path) if path is not None else default_place("mnist", "AVBVI_MNIST", __file__)
     if not place.is_dir():
         raise FileNotFoundError(f"No folder with MNIST at {place}. {_hint()}")
     return place
@@ -132,15 +129,6 @@ def _content(file: Path) -> bytes:
         raise ValueError(
             f"{file} can't be decompressed ({error}): it is truncated or no gzip. {_again(file)}"
         ) from error
-
-
-def _default_folder() -> Path:
-    for variable in _VARIABLES:
-        value = os.environ.get(variable)
-        if value:
-            inner = Path(value) / "mnist"
-            return inner if variable == "AVBVI_DATA" and inner.is_dir() else Path(value)
-    return Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
 
 
 def _hint() -> str:

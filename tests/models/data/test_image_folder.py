@@ -164,3 +164,87 @@ def test_bad_arguments_are_refused(folder: Path, tmp_path: Path) -> None:
         image_folder.load(folder, 8, colour="grey")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="folder must be a path, found int 3"):
         image_folder.load(3)  # type: ignore[arg-type]
+
+
+def test_classes_are_the_folders_in_alphabetical_order(tmp_path: Path) -> None:
+    for name, level in (("n02/b.png", 20), ("n02/deep/a.png", 21), ("n01/z.JPEG", 10), ("n10/c.png", 30)):
+        save(tmp_path / name, np.full((9, 12, 3), level))
+    images = image_folder.load(tmp_path, 8, labelled=True)
+    assert image_folder.classes(tmp_path) == ("n01", "n02", "n10")
+    assert images.labels is not None
+    # In the order of the paths: n01/z, n02/b, n02/deep/a, n10/c.
+    assert images.labels.tolist() == [0, 1, 1, 2]
+    assert images.levels[:, 0, 0, 0].tolist() == [10, 20, 21, 30]
+    assert image_folder.load(tmp_path, 8).labels is None
+    again = image_folder.load(tmp_path, 8, labelled=True, cache=tmp_path / "c.pt")
+    from_cache = image_folder.load(tmp_path, 8, labelled=True, cache=tmp_path / "c.pt")
+    for found in (again, from_cache):
+        assert found.labels is not None
+        assert found.labels.tolist() == [0, 1, 1, 2]
+    save(tmp_path / "stray.png", np.zeros((9, 9)))
+    with pytest.raises(ValueError, match=r"stray\.png lies in no class's folder; put it into one, or load without"):
+        image_folder.load(tmp_path, 8, labelled=True)
+    with pytest.raises(TypeError, match="labelled must be True or False"):
+        image_folder.load(tmp_path, 8, labelled="yes")  # type: ignore[arg-type]
+
+
+def one(tmp_path: Path, picture: Image.Image, name: str = "a.png", **settings: Any) -> list[int]:
+    """Red, green and blue that the loader finds in a picture of one colour."""
+    file = tmp_path / name
+    picture.save(file, **settings)
+    levels = image_folder.load(tmp_path, 4).levels
+    file.unlink()
+    assert int((levels - levels[:, :, :1, :1]).abs().max()) == 0
+    return levels[0, :, 0, 0].tolist()
+
+
+def test_every_way_of_storing_colours(tmp_path: Path) -> None:
+    size = (6, 5)
+    assert one(tmp_path, Image.new("L", size, 77)) == [77, 77, 77]
+    assert one(tmp_path, Image.new("1", size, 1)) == [255, 255, 255]
+    assert one(tmp_path, Image.new("CMYK", size, (0, 255, 255, 0)), "a.tif") == [255, 0, 0]
+    assert one(tmp_path, Image.new("CMYK", size, (255, 0, 0, 102)), "a.tif") == [0, 153, 153]
+    palette = Image.new("P", size, 1)
+    palette.putpalette([1, 2, 3, 40, 50, 60])
+    assert one(tmp_path, palette) == [40, 50, 60]
+    assert one(tmp_path, palette, "a.gif") == [40, 50, 60]
+    # Transparent: share a of the colour on white, (1 - a) 255 + a c.
+    assert one(tmp_path, Image.new("RGBA", size, (200, 100, 0, 51))) == [244, 224, 204]
+    assert one(tmp_path, Image.new("LA", size, (200, 0))) == [255, 255, 255]
+    assert one(tmp_path, palette, transparency=bytes([255, 51])) == [212, 214, 216]
+    assert one(tmp_path, palette, transparency=1) == [255, 255, 255]
+    assert one(tmp_path, Image.new("RGB", size, (200, 100, 0)), transparency=(200, 100, 0)) == [255, 255, 255]
+
+
+def test_deep_greys_are_scaled_not_cut(tmp_path: Path) -> None:
+    deep = np.array([[0, 128, 129, 257], [32768, 1000, 65407, 65535]] * 2, dtype=np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(deep).save(tmp_path / name)
+        found = image_folder.load(tmp_path, 4, colour=False).levels[0, 0]
+        assert found.tolist() == [[0, 0, 1, 1], [128, 4, 255, 255]] * 2  # v / 257, rounded
+        (tmp_path / name).unlink()
+    for values in (np.ones((4, 4), np.int32), np.ones((4, 4), np.float32)):
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        with pytest.raises(ValueError, match=r"a\.tif can't be read .*levels of mode '[IF]' have no known range: save"):
+            image_folder.load(tmp_path, 4)
+
+
+def test_pictures_of_mixed_sizes_become_one_tensor(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate([(3, 5), (64, 64), (100, 375), (500, 70)]):
+        save(tmp_path / f"{i}.png", rng.integers(0, 256, (height, width, 3)))
+    images = image_folder.load(tmp_path)
+    assert images.levels.shape == (4, 3, 64, 64)
+    assert torch.equal(images.levels[1].permute(1, 2, 0), torch.from_numpy(np.array(Image.open(tmp_path / "1.png"))))
+    assert bool((images.levels.double().flatten(1).std(1) > 20.0).all())
+
+
+def test_a_cache_of_another_way_of_reading_is_made_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "pictures.pt"
+    with monkeypatch.context() as before:
+        before.setattr(image_folder, "_READING", 1)
+        before.setattr(image_folder, "_square", lambda *_: torch.zeros(3, 8, 8, dtype=torch.uint8))
+        assert not bool(image_folder.load(folder, 8, cache=cache).levels.any())
+    assert bool(image_folder.load(folder, 8, cache=cache).levels.any())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from models.data import Images
+from models.data import Images, held_out
 
 
 def numbered(n: int = 6) -> Images:
@@ -69,3 +70,47 @@ LEVELS = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
 def test_bad_pictures_are_refused(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Images(*arguments)
+
+
+def counted(n: int) -> Images:
+    """Pictures whose only level and label are their number."""
+    numbers = torch.arange(n)
+    return Images(numbers.to(torch.uint8).reshape(n, 1, 1, 1), 255, numbers)
+
+
+def test_what_is_held_out_is_a_part_of_a_partition() -> None:
+    state = torch.get_rng_state()
+    train, test = held_out(counted(200), 30, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (len(train), len(test)) == (170, 30)
+    for part in (train, test):
+        assert part.labels is not None
+        assert torch.equal(part.levels.flatten().long(), part.labels)
+    assert torch.cat([train.labels, test.labels]).sort().values.tolist() == list(range(200))
+    # Each picture is as likely as any other: the mean number of those held out is uniform's.
+    means = torch.stack([held_out(counted(200), 30, seed=s).test.labels.double().mean() for s in range(200)])
+    sd = math.sqrt((200**2 - 1) / 12 / 30 * (200 - 30) / (200 - 1))
+    assert abs(float(means.mean()) - 99.5) < 4.5 * sd / math.sqrt(200)
+    assert float(means.std()) == pytest.approx(sd, rel=0.25)
+
+
+def test_what_is_held_out_never_changes() -> None:
+    # Results rest on the parts: the permutations of NumPy's legacy generator.
+    train, test = held_out(counted(12), 4)
+    assert train.labels is not None
+    assert test.labels is not None
+    assert (train.labels.tolist(), test.labels.tolist()) == ([6, 11, 4, 10, 2, 8, 1, 7], [9, 3, 0, 5])
+    other = held_out(counted(12), 4, seed=1).test.labels
+    assert other is not None
+    assert other.tolist() == [11, 9, 8, 5]
+
+
+def test_bad_requests_to_hold_out_are_refused() -> None:
+    with pytest.raises(ValueError, match="count=5 leaves nothing to learn from: there are 5 pictures"):
+        held_out(counted(5), 5)
+    with pytest.raises(ValueError, match="count must be positive, found 0"):
+        held_out(counted(5), 0)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        held_out(counted(5), 2, seed=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"images must be models\.data\.Images"):
+        held_out(torch.zeros(5), 2)  # type: ignore[arg-type]
