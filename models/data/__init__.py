@@ -1,14 +1,14 @@
-"""Images as data: MNIST, scikit-learn's digits, folders of pictures; how they become binary; batches of them.
+"""Images as data: MNIST, digits, CIFAR-10, folders of pictures; how they become binary; batches of them.
 
-`mnist.load`, `digits.load` and `image_folder.load` give `Images`. A `Binarisation` says how grey levels become
-the zeros and ones that a Bernoulli decoder models, or (`Dequantisation`) the numbers that a continuous one does; its
-`str` belongs beside every result. `loader` gives torch's DataLoader over both.
+`mnist.load`, `digits.load`, `cifar.load` and `image_folder.load` give `Images`. A `Binarisation` says how grey levels
+become the zeros and ones that a Bernoulli decoder models, or (`Dequantisation`) the numbers that a continuous one
+does; its `str` belongs beside every result. `loader` gives torch's DataLoader over both.
 """
 
-from . import digits, image_folder, mnist
+from . import cifar, digits, image_folder, mnist
 from .binarisation import Binarisation, DynamicBinarisation, Intensities, StaticBinarisation, ThresholdBinarisation
 from .dequantisation import BinMiddles, Dequantisation
-from .images import Images, Split
+from .images import Images, Split, held_out
 from .loaders import PixelRows, loader
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "Split",
     "StaticBinarisation",
     "ThresholdBinarisation",
+    "cifar",
     "digits",
+    "held_out",
     "image_folder",
     "loader",
     "mnist",
