@@ -123,15 +123,8 @@ class EarlyStopping:
         ``seed`` each time, so that figures differ by what was learned rather than by chance. Modes and the caller's
         generators are as before afterwards.
         """
-        modes = [(part, part.training) for module in self.modules for part in module.modules()]
-        for module in self.modules:
-            module.eval()
-        try:
-            with seeded(self.seed), torch.no_grad():
-                yield
-        finally:
-            for part, mode in modes:
-                part.training = mode
+        with evaluation_mode(self.modules), seeded(self.seed):
+            yield
 
     def restore(self) -> None:
         """Give the modules the parameters and buffers of the best figure, in place.
@@ -189,6 +182,20 @@ class EarlyStopping:
             {name: _like(value, own[name]) for name, value in values.items()}
             for values, own in zip(kept, (module.state_dict() for module in self.modules), strict=False)
         ]
+
+
+@contextmanager
+def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Run the block with the modules in ``eval()`` mode and without gradients; each part's mode is restored."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import avbvi
+from avbvi.early_stopping import EarlyStopping
 from avbvi.errors import NonFiniteError
-from benchmarks.latent import LatentWeight, Recipe, Training, train
+from benchmarks.latent import LatentWeight, Recipe, Training, Validation, train
 from models.encoders import GaussianEncoder, MLPBody
 from models.vaes import VAE, NormalLikelihood
 
@@ -207,6 +209,188 @@ def test_gradients_that_are_not_finite_are_skipped_a_few_times() -> None:
         _training(Recipe(100), [good, *[torch.full((4, 6), math.nan)] * 99]).run()
 
 
+# -- dropout, running moments, validation -------------------------------------------------------------------------
+
+
+class _Body(nn.Module):
+    """Features by dropout and running moments; notes the mode in which it is used."""
+
+    out_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ELU())
+        self.used: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.used.append(self.training)
+        features: Tensor = self.network(x)
+        return features
+
+
+class _Run:
+    """Training of a VAE with dropout, with or without validation on data of its own."""
+
+    def __init__(self, recipe: Recipe, every: int | None = None, patience: int = 1000) -> None:
+        pyro.set_rng_seed(5)
+        self.vae, self.encoder = VAE(nn.Linear(2, 6), 2), GaussianEncoder(_Body(), 2)
+        self.modules = [self.vae, self.encoder]
+        held_out, self.figures = torch.bernoulli(torch.full((4, 6), 0.3)), list[float]()
+        self.seen: list[list[Tensor]] = []
+        elbo = Trace_ELBO(max_plate_nesting=1)
+
+        def figure() -> float:
+            self.figures.append(elbo.loss(self.vae.model, self.encoder.guide, held_out))
+            self.seen.append([t.clone() for module in self.modules for t in module.state_dict().values()])
+            return self.figures[-1]
+
+        self.stopping = EarlyStopping(self.modules, patience=patience)
+        self.training = Training(
+            *(elbo, self.vae.model, self.encoder.guide, _FreshPixels(torch.rand(10, 6), 4)),
+            [p for module in self.modules for p in module.parameters()],
+            recipe,
+            seed=0,
+            modules=self.modules,
+            validation=None if every is None else Validation(self.stopping, figure, every),
+        )
+
+    def state(self) -> list[Tensor]:
+        return [t.clone() for module in self.modules for t in module.state_dict().values()]
+
+
+def _same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_modules_are_in_training_mode_during_a_run_only() -> None:
+    run = _Run(Recipe(3))
+    run.encoder.eval()
+    assert run.training.run()
+    assert run.encoder.body.used == [True] * 3
+    assert not any(part.training for module in run.modules for part in module.modules())
+    broken = _Run(Recipe(3))
+    broken.training.elbo = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        broken.training.run()
+    assert not broken.encoder.training
+
+
+def test_validation_is_at_every_so_many_steps_and_at_the_last_without_dropout() -> None:
+    run = _Run(Recipe(7, lr=1e-2), every=3)
+    run.training.run()
+    assert len(run.figures) == 3
+    assert [i for i, training in enumerate(run.encoder.body.used) if not training] == [3, 7, 9]
+
+
+@pytest.mark.parametrize("average", [None, 0.5])
+def test_validation_does_not_change_the_run(average: float | None) -> None:
+    recipe = Recipe(9, lr=1e-2, average=average)
+    with_it, without = _Run(recipe, every=2), _Run(recipe)
+    with_it.training.run()
+    without.training.run()
+    assert with_it.training.losses == without.training.losses
+    # The last look was at what the run without validation ends with; the best look is what the other one takes.
+    assert _same(with_it.seen[-1], without.state())
+    best = min(range(5), key=lambda i: with_it.figures[i])
+    assert _same(with_it.state(), with_it.seen[best])
+
+
+def test_a_run_ends_when_patience_does_and_takes_the_best() -> None:
+    run = _Run(Recipe(400, lr=0.3), every=1, patience=3)
+    assert run.training.run()
+    best = min(range(len(run.figures)), key=lambda i: run.figures[i])
+    assert run.training.step_count == len(run.figures) == best + 4 < 400
+    assert _same(run.state(), run.seen[best])
+    assert run.training.run()  # the run is over
+    assert run.training.step_count == best + 4
+    assert not run.encoder.training
+
+
+def test_what_is_looked_at_are_the_averages() -> None:
+    recipe = Recipe(6, lr=1e-2, average=0.9)
+    run, without = _Run(recipe, every=4), _Run(recipe)
+    while without.training.step_count < 4:
+        with without.training._own_state(), without.training._training_mode():
+            without.training._step()
+    run.training.run()
+    assert without.training._averages is not None
+    looked_at = dict(zip([*run.vae.state_dict(), *run.encoder.state_dict()], run.seen[0], strict=True))
+    parameters = [looked_at[name] for module in run.modules for name, _ in module.named_parameters()]
+    assert _same(parameters, without.training._averages)
+    assert not _same(parameters, _parameters(without.training))
+
+
+@pytest.mark.parametrize("patience", [2, 1000])
+@pytest.mark.parametrize("done", [0, 2, 5, 7])
+def test_a_validated_run_in_pieces_ends_where_an_uninterrupted_one_does(
+    done: int, patience: int, tmp_path: Path
+) -> None:
+    recipe = Recipe(12, lr=0.2, average=0.5)
+    whole = _Run(recipe, every=2, patience=patience)
+    whole.training.run()
+    before = _Run(recipe, every=2, patience=patience)
+    while before.training.step_count < done:
+        with before.training._own_state(), before.training._training_mode():
+            before.training._step()
+    torch.save(before.training.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for _ in range(2):  # a state serves again: no run writes into it
+        after = _Run(recipe, every=2, patience=patience)
+        torch.manual_seed(99)
+        after.training.load_state_dict(state)
+        assert after.training.run()
+        assert before.figures + after.figures == whole.figures
+        assert _same(after.state(), whole.state())
+        assert after.training.losses == whole.training.losses
+        assert after.training.step_count == whole.training.step_count
+
+
+def test_an_adversarial_run_in_pieces_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    def make() -> tuple[Training, list[nn.Module]]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(5)
+        vae = VAE(nn.Linear(2, 6), 2)
+        guide = avbvi.AVBGuide(
+            vae.model,
+            sampler=avbvi.ConditionalSampler(6, hidden=(8,), context_hidden=()),
+            adversary=avbvi.InnerProductAdversary(hidden=(8,)),
+        )
+        guide.setup(torch.ones(4, 6))
+        elbo = avbvi.AdversarialELBO(
+            steps=8, pretrain_steps=2, adversary_batch=4, schedule=avbvi.Schedule(polish=0.2, average=0.5)
+        )
+        parameters = [*guide.part("sampler").parameters(), *vae.parameters()]
+        loader = _FreshPixels(torch.rand(10, 6), 4)
+        recipe = Recipe(8, lr=1e-2)
+        return Training(elbo, vae.model, guide, loader, parameters, recipe, seed=0, modules=[vae, guide]), [vae, guide]  # type: ignore[arg-type]
+
+    def state(modules: list[nn.Module]) -> list[Tensor]:
+        return [t.clone() for module in modules for t in module.state_dict().values()]
+
+    whole, modules = make()
+    start = state(modules)
+    whole.run()
+    end = state(modules)
+    assert sum(not torch.equal(a, b) for a, b in zip(start, end, strict=True)) >= len(list(modules[1].parameters()))
+    for done in (0, 3, 7):
+        before, _ = make()
+        while before.step_count < done:
+            with before._own_state(), before._training_mode():
+                before._step()
+        torch.save(before.state_dict(), tmp_path / "state.pt")
+        after, modules = make()
+        after.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        after.run()
+        assert _same(state(modules), end)
+        assert after.losses == whole.losses
+    # The same run, left and taken up again in one process.
+    pieces, modules = make()
+    for _ in range(8):
+        with pieces._own_state(), pieces._training_mode():
+            pieces._step()
+    assert _same(state(modules), end)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1, found 0"):
         Recipe(0)
@@ -222,3 +406,26 @@ def test_errors() -> None:
         _training(Recipe(1), []).run()
     with pytest.raises(TypeError, match="seed must be an integer"):
         _training(Recipe(1), seed=0.5)  # type: ignore[arg-type]
+
+
+def test_errors_of_a_validation() -> None:
+    run = _Run(Recipe(2), every=1)
+    with pytest.raises(TypeError, match="stopping must be an EarlyStopping, found int"):
+        Validation(3, float)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="figure must be callable, found float"):
+        Validation(run.stopping, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="every must be at least 1, found 0"):
+        Validation(run.stopping, float, 0)
+
+    def training(stopping: EarlyStopping) -> Training:
+        parameters = [p for module in run.modules for p in module.parameters()]
+        model, guide, recipe = run.vae.model, run.encoder.guide, Recipe(2)
+        validation = Validation(stopping, lambda: 1.0)
+        return Training(Trace_ELBO(), model, guide, [], parameters, recipe, seed=0, validation=validation)
+
+    with pytest.raises(ValueError, match=r"must keep all that is trained, found 2 parameters besides"):
+        training(EarlyStopping(run.encoder))
+    used = EarlyStopping(run.modules)
+    used.update(1.0)
+    with pytest.raises(ValueError, match=r"validation.stopping must be unused, found one of 1 figures"):
+        training(used)
