@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .arguments import found, function, instance, number, positive_integer, seed_number
 from .errors import CheckpointError, NonFiniteError
+from .module_states import check_state, copied_state
 from .rng import seeded
 
 KEYS = ("patience", "seed", "count", "best", "best_at", "kept")
@@ -98,7 +99,7 @@ class EarlyStopping:
         self.count += 1
         if math.isfinite(value) and value < self.best:
             self.best, self.best_at = value, self.count
-            self._kept = [_copied(module.state_dict()) for module in self.modules]
+            self._kept = [copied_state(module) for module in self.modules]
         return self.stopped
 
     def validate(self, figure: Callable[[], float | Tensor]) -> bool:
@@ -136,9 +137,9 @@ class EarlyStopping:
         if not self._kept:
             raise ValueError("restore() needs a figure to go back to, found none; call update() or validate() before")
         for i, (module, kept) in enumerate(zip(self.modules, self._kept, strict=True)):
-            _check_fit(f"modules[{i}]", module, kept)
+            check_state(f"modules[{i}]", module, kept)
         for module, kept in zip(self.modules, self._kept, strict=True):
-            module.load_state_dict(_copied(kept))
+            module.load_state_dict(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """The figures' record and the kept parameters, as plain data and tensors."""
@@ -148,7 +149,7 @@ class EarlyStopping:
             "count": self.count,
             "best": self.best,
             "best_at": self.best_at,
-            "kept": [_copied(kept) for kept in self._kept],
+            "kept": copy.deepcopy(self._kept),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -176,7 +177,7 @@ class EarlyStopping:
             what = f"{len(kept)}" if isinstance(kept, list) else found(kept)
             raise CheckpointError(f"state has the parameters of {what} modules, expected those of {expected}")
         for i, (module, values) in enumerate(zip(self.modules, kept, strict=False)):
-            _check_fit(f"modules[{i}]", module, values)
+            check_state(f"modules[{i}]", module, values)
         self.count, self.best, self.best_at = count, best, best_at
         self._kept = [
             {name: _like(value, own[name]) for name, value in values.items()}
@@ -198,31 +199,7 @@ def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
             part.training = mode
 
 
-def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for name, v in dict(state).items()}
-
-
 def _like(value: Any, own: Any) -> Any:
     if isinstance(value, Tensor) and isinstance(own, Tensor):
         return value.detach().to(own).clone()
     return copy.deepcopy(value)
-
-
-def _check_fit(name: str, module: nn.Module, kept: Any) -> None:
-    """Raise unless the values have the names and shapes of the module's own."""
-    own = module.state_dict()
-    if not isinstance(kept, Mapping):
-        raise CheckpointError(f"state is damaged: of {name} it has {found(kept)}, expected a dict")
-    misfit = f"the state does not fit {name} ({type(module).__name__})"
-    differ = sorted(set(own) ^ set(kept), key=str)
-    if differ:
-        where = "the module" if differ[0] in own else "the state"
-        raise CheckpointError(
-            f"{misfit}: only {where} has {differ[0]!r}; hand in the same modules in the same order, and set up a guide "
-            "that makes its parameters in its first call"
-        )
-    for key, value in own.items():
-        expected = tuple(value.shape) if isinstance(value, Tensor) else None
-        there = tuple(kept[key].shape) if isinstance(kept[key], Tensor) else None
-        if expected != there:
-            raise CheckpointError(f"{misfit}: {key!r} has shape {there}, expected {expected}")
