@@ -1,10 +1,12 @@
-"""A linear-Gaussian latent-variable model, whose posterior and evidence are known."""
+"""A linear decoder with noise of known scale, its posterior and evidence in closed form."""
 
 from __future__ import annotations
 
 import torch
+from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
 
+from models.linear_gaussian import LinearConditional
 from models.vaes import VAE, NormalLikelihood
 
 SCALE = 0.7
@@ -21,11 +23,19 @@ def linear_vae(weight: Tensor, bias: Tensor) -> VAE:
 
 def exact_posterior(weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (B, d) and covariance (d, d) of p(z | x)."""
-    covariance = torch.linalg.inv(torch.eye(weight.shape[1]).to(weight) + weight.mT @ weight / SCALE**2)
-    return (x - bias) @ weight @ covariance / SCALE**2, covariance
+    posterior = _likelihood(weight, bias).reverse(_prior(weight))
+    return posterior.given(x).mean, posterior.covariance
 
 
 def log_evidence(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """log p(x), shape (B,)."""
-    covariance = weight @ weight.mT + SCALE**2 * torch.eye(weight.shape[0]).to(weight)
-    return torch.distributions.MultivariateNormal(bias, covariance).log_prob(x)
+    return _likelihood(weight, bias).marginal(_prior(weight)).log_prob(x)
+
+
+def _likelihood(weight: Tensor, bias: Tensor) -> LinearConditional:
+    return LinearConditional(weight, bias, SCALE**2 * torch.eye(len(bias)).to(weight))
+
+
+def _prior(weight: Tensor) -> MultivariateNormal:
+    d = weight.shape[1]
+    return MultivariateNormal(torch.zeros(d).to(weight), torch.eye(d).to(weight))
