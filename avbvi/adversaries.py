@@ -1,4 +1,4 @@
-"""Adversaries T and their objectives: networks that learn log q - log r by telling the two samples apart."""
+"""Adversaries T: networks that learn log q - log r by telling the two samples apart."""
 
 from __future__ import annotations
 
@@ -6,36 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .arguments import flag, integer, integers, number
+from .objectives import Logistic, Objective, checked_objective
 from .parts import Part, ResidualNetwork, mlp
 
-
-class Objective:
-    """How an adversary is trained, and what its output means. Nothing else reads T.
-
-    An f-divergence (AVB, eq. 6.6-6.10) is another pair of these two functions.
-    """
-
-    def loss(self, t_q: Tensor, t_r: Tensor) -> Tensor:
-        """Scalar to minimise, from T at draws of q and at draws of r."""
-        raise NotImplementedError
-
-    def log_ratio(self, t: Tensor) -> Tensor:
-        """log q - log r, as told by T."""
-        raise NotImplementedError
-
-
-class Logistic(Objective):
-    """The paper's objective (eq. 3.3): T* = log q - log r (Prop. 1)."""
-
-    def loss(self, t_q: Tensor, t_r: Tensor) -> Tensor:
-        # -E_q log sigmoid(T) - E_r log(1 - sigmoid(T)), both through the stable softplus.
-        return functional.softplus(-t_q).mean() + functional.softplus(t_r).mean()
-
-    def log_ratio(self, t: Tensor) -> Tensor:
-        return t
+__all__ = ["Adversary", "Hint", "Logistic", "MLPAdversary", "Objective", "ResidualAdversary"]
 
 
 class Hint(NamedTuple):
@@ -54,11 +30,20 @@ class Adversary(Part):
 
     ``forward`` takes the contrast's features (*batch, feature_dim) and, when ``uses_target`` is set and
     the target is fixed, a :class:`Hint`; it returns T (*batch,).
+
+    Args:
+        objective: how T is trained and read (:mod:`avbvi.objectives`).
+
+    Raises:
+        TypeError: ``objective`` is no :class:`~avbvi.objectives.Objective`.
     """
 
-    objective: Objective = Logistic()
     #: Width of the context, of an amortised guide's adversary.
     context_dim: int | None = None
+
+    def __init__(self, *, objective: Objective = Logistic()) -> None:
+        super().__init__()
+        self.objective = checked_objective(objective)
 
     def build_for(self, feature_dim: int, base_dim: int, context_dim: int | None = None) -> None:
         """Create the parameters for features, base coordinates and, in an amortised guide, a context of these widths.
@@ -76,7 +61,7 @@ class Adversary(Part):
 
     @property
     def is_rebuildable(self) -> bool:
-        return type(self.objective) is Logistic and super().is_rebuildable
+        return self.objective.is_rebuildable and super().is_rebuildable
 
     @property
     def uses_target(self) -> bool:
@@ -111,6 +96,7 @@ class ResidualAdversary(Adversary):
         score: give the network the score of the target as well.
         slope: negative slope of leaky ReLU units (the paper's 0.2); ``None`` takes smooth SiLU units,
             whose gradient in z, all that the sampler sees of T, is smooth too.
+        objective: see :class:`Adversary`.
     """
 
     center: Tensor
@@ -123,8 +109,10 @@ class ResidualAdversary(Adversary):
         target_hint: bool = True,
         score: bool = True,
         slope: float | None = None,
+        *,
+        objective: Objective = Logistic(),
     ) -> None:
-        super().__init__()
+        super().__init__(objective=objective)
         self.hidden = integer("hidden", hidden, 1)
         self.blocks = integer("blocks", blocks, 0)
         self.target_hint = flag("target_hint", target_hint)
@@ -185,10 +173,11 @@ class MLPAdversary(Adversary):
 
     Args:
         hidden: widths of the hidden layers.
+        objective: see :class:`Adversary`.
     """
 
-    def __init__(self, hidden: tuple[int, ...] = (64, 64)) -> None:
-        super().__init__()
+    def __init__(self, hidden: tuple[int, ...] = (64, 64), *, objective: Objective = Logistic()) -> None:
+        super().__init__(objective=objective)
         self.hidden = integers("hidden", hidden, "widths of the hidden layers")
 
     def _build(self, dim: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .objectives import Objective
+
 Plain = dict[str, Any]
 
 
@@ -57,13 +59,13 @@ class Part(nn.Module):
         return Part.registry.get(type(self).__name__) is type(self)
 
     def configuration(self) -> Plain:
-        """Class name and constructor arguments as plain data (numbers, strings, lists, configurations of parts)."""
+        """Class name and constructor arguments as plain data (numbers, strings, lists, other configurations)."""
         names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
         return {"class": type(self).__name__, "arguments": {n: _plain(getattr(self, n)) for n in names}}
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
+    if isinstance(value, Part | Objective):
         return value.configuration()
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
@@ -72,7 +74,8 @@ def _plain(value: Any) -> Any:
 
 def _rebuilt(value: Any) -> Any:
     if isinstance(value, dict):
-        return rebuild(value)
+        objective = Objective.registry.get(str(value.get("class")))
+        return rebuild(value) if objective is None else objective(**value["arguments"])
     if isinstance(value, list):
         return tuple(_rebuilt(v) for v in value)
     return value

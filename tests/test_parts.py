@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from avbvi.adversaries import Adversary, MLPAdversary
 from avbvi.contrasts import Contrast
+from avbvi.objectives import AlphaDivergence, KullbackLeibler, Objective
 from avbvi.parts import Part, ResidualNetwork, mlp, rebuild
 from avbvi.samplers import ModuleSampler, Sampler
 from avbvi.trunks import FlowTrunk, MixtureTrunk, Trunk
@@ -25,8 +26,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "MixtureTrunk": {"components": 5},
     "GaussianContrast": {"full": True, "momentum": 0.5, "jitter": 1e-3},
     "MixtureContrast": {"components": 2, "rate": 0.25, "jitter": 1e-2},
-    "ResidualAdversary": {"hidden": 9, "blocks": 1, "target_hint": False, "score": False, "slope": 0.2},
-    "MLPAdversary": {"hidden": (5,)},
+    "ResidualAdversary": {"hidden": 9, "blocks": 1, "target_hint": False, "score": False, "slope": 0.2}
+    | {"objective": AlphaDivergence(0.3)},
+    "MLPAdversary": {"hidden": (5,), "objective": KullbackLeibler()},
 }
 BASES = (Part, Sampler, Trunk, Contrast, Adversary)
 #: Parts of amortised guides need a context: tests/amortised.
@@ -79,7 +81,7 @@ def test_a_part_is_made_again_from_its_configuration_and_state(name: str, other:
 def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(v) for v in value]
-    return value.configuration() if isinstance(value, Part) else value
+    return value.configuration() if isinstance(value, Part | Objective) else value
 
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))

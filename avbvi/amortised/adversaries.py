@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..adversaries import Adversary
 from ..arguments import flag, integers, share
+from ..objectives import Logistic, Objective
 from ..parts import zero_
 from .networks import (
     ContextNetwork,
@@ -31,12 +32,13 @@ class ConditionalAdversary(Adversary):
     Args:
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output; for ``PriorContrast`` alone.
+        objective: see :class:`~avbvi.adversaries.Adversary`.
     """
 
     context_dim: int
 
-    def __init__(self, squares: bool = True, log_prior: bool = False) -> None:
-        super().__init__()
+    def __init__(self, squares: bool = True, log_prior: bool = False, *, objective: Objective = Logistic()) -> None:
+        super().__init__(objective=objective)
         self.squares = flag("squares", squares)
         self.log_prior = flag("log_prior", log_prior)
 
@@ -92,11 +94,19 @@ class EncodingAdversary(ConditionalAdversary):
         body: a module (B, context_dim) -> (B, width) that precedes the adversary's own network of x.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units, whose gradient in z,
             all that the sampler sees of T, is smooth too.
-        squares, log_prior: see :class:`ConditionalAdversary`.
+        squares, log_prior, objective: see :class:`ConditionalAdversary`.
     """
 
-    def __init__(self, body: nn.Module | None, slope: float | None, squares: bool, log_prior: bool) -> None:
-        super().__init__(squares, log_prior)
+    def __init__(
+        self,
+        body: nn.Module | None,
+        slope: float | None,
+        squares: bool,
+        log_prior: bool,
+        *,
+        objective: Objective = Logistic(),
+    ) -> None:
+        super().__init__(squares, log_prior, objective=objective)
         self.body = checked_body(body)
         self.slope = checked_slope(slope)
 
@@ -127,6 +137,7 @@ class InnerProductAdversary(EncodingAdversary):
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
         dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
+        objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
@@ -140,8 +151,10 @@ class InnerProductAdversary(EncodingAdversary):
         squares: bool = True,
         log_prior: bool = False,
         dropout: float = 0.0,
+        *,
+        objective: Objective = Logistic(),
     ) -> None:
-        super().__init__(body, slope, squares, log_prior)
+        super().__init__(body, slope, squares, log_prior, objective=objective)
         self.dropout = share("dropout", dropout)
         self.hidden = checked_layers("hidden", hidden)
 
@@ -179,6 +192,7 @@ class JointAdversary(EncodingAdversary):
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
         dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
+        objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
@@ -193,8 +207,10 @@ class JointAdversary(EncodingAdversary):
         squares: bool = True,
         log_prior: bool = False,
         dropout: float = 0.0,
+        *,
+        objective: Objective = Logistic(),
     ) -> None:
-        super().__init__(body, slope, squares, log_prior)
+        super().__init__(body, slope, squares, log_prior, objective=objective)
         self.dropout = share("dropout", dropout)
         self.hidden = integers("hidden", hidden, "widths of the hidden layers of the joint network")
         self.alone = integers("alone", alone, "widths of the hidden layers of the networks of x and z alone")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..adversaries import Adversary, Hint
 from ..arguments import integer, integers, positive_number, share
+from ..objectives import Logistic, Objective
 from ..parts import zero_
 from .adversaries import ConditionalAdversary
 from .networks import (
@@ -93,6 +94,7 @@ class ConvolutionalAdversary(ConditionalAdversary):
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`), as the paper does.
         dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
+        objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the context is no such
@@ -108,8 +110,10 @@ class ConvolutionalAdversary(ConditionalAdversary):
         squares: bool = True,
         log_prior: bool = False,
         dropout: float = 0.0,
+        *,
+        objective: Objective = Logistic(),
     ) -> None:
-        super().__init__(squares, log_prior)
+        super().__init__(squares, log_prior, objective=objective)
         self.dropout = share("dropout", dropout)
         self.image_shape = checked_image_shape(image_shape)
         self.channels = checked_layers("channels", channels, "numbers of channels")
@@ -144,6 +148,7 @@ class ImageAdversary(Adversary):
         blocks: residual blocks at each scale.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
         dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
+        objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the features are no such
@@ -157,8 +162,10 @@ class ImageAdversary(Adversary):
         blocks: int = 0,
         slope: float | None = None,
         dropout: float = 0.0,
+        *,
+        objective: Objective = Logistic(),
     ) -> None:
-        super().__init__()
+        super().__init__(objective=objective)
         self.image_shape = checked_image_shape(image_shape)
         self.channels = checked_layers("channels", channels, "numbers of channels")
         self.blocks = integer("blocks", blocks, 0)

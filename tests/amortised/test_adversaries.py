@@ -18,6 +18,7 @@ from avbvi.amortised.adversaries import (
     JointAdversary,
 )
 from avbvi.amortised.convolutional import ConvolutionalAdversary
+from avbvi.objectives import SquaredHellinger
 from avbvi.parts import rebuild
 
 CONTEXT_DIM, FEATURES, BATCH = 6, 3, 4
@@ -26,9 +27,13 @@ CONTEXT_DIM, FEATURES, BATCH = 6, 3, 4
 def all_adversaries() -> list[ConditionalAdversary]:
     """One of each, with every argument away from its default."""
     return [
-        InnerProductAdversary(hidden=(7, 9), slope=0.1, squares=False, log_prior=True),
-        JointAdversary(hidden=(7, 7, 5), alone=(6,), slope=0.1, squares=False, log_prior=True),
-        ConvolutionalAdversary((1, 2, 3), channels=(4, 5), blocks=1, slope=0.1, squares=False, log_prior=True),
+        InnerProductAdversary(hidden=(7, 9), slope=0.1, squares=False, log_prior=True, objective=SquaredHellinger()),
+        JointAdversary(
+            hidden=(7, 7, 5), alone=(6,), slope=0.1, squares=False, log_prior=True, objective=SquaredHellinger()
+        ),
+        ConvolutionalAdversary(
+            (1, 2, 3), channels=(4, 5), blocks=1, slope=0.1, squares=False, log_prior=True, objective=SquaredHellinger()
+        ),
     ]
 
 
