@@ -71,9 +71,12 @@ def load(
             f"{str(path)!r} belongs to another model: its latent sites are {content['sites']}, this model's are "
             f"{site_table(guide)} (name, shape, unconstrained width)"
         )
-    target_hint = content["parts"]["adversary"]
-    if target_hint is not None and guide.part("adversary").configuration() != target_hint:
-        raise CheckpointError(f"guide has another adversary than {str(path)!r}: {target_hint}")
+    adversary = content["parts"]["adversary"]
+    if adversary is not None:
+        with damage(path):
+            saved = rebuild(adversary).configuration()  # with arguments that came after the file, at their defaults
+        if guide.part("adversary").configuration() != saved:
+            raise CheckpointError(f"guide has another adversary than {str(path)!r}: {saved}")
     try:
         guide.load_state_dict(content["guide"])
     except RuntimeError as error:
