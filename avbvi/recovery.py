@@ -384,13 +384,11 @@ def changed_spread(spread: Tensor, reference: Tensor) -> str | None:
 
 
 def broken_adversary(guide: AVBGuide, t_q: Tensor, t_r: Tensor) -> str | None:
-    """What is said of an adversary whose log-ratios at draws of q and of the contrast are beyond reason."""
-    log_ratio = guide.part("adversary").objective.log_ratio
-    pair = log_ratio(t_q), log_ratio(t_r)
+    """What is said of an adversary whose log-ratios are beyond reason; the logistic loss judges them all."""
+    pair = [guide.part("adversary").objective.log_ratio(t) for t in (t_q, t_r)]
     largest = max(float(t.abs().max()) for t in pair)
     if not largest <= LARGEST_LOG_RATIO:
         return f"the adversary exploded: |T| reaches {largest:.3g}"
-    # The logistic loss, whatever it was trained by: other objectives have no chance level to compare with.
     loss, chance = float(Logistic().loss(*pair)), 2.0 * math.log(2.0)
     if not loss <= LARGEST_LOSS * chance:
         return f"the adversary exploded: its loss is {loss:.3g}, at chance it would be {chance:.3g}"
