@@ -38,17 +38,20 @@ def sheet(pictures: Mapping[str, Tensor], shape: Shape) -> Figure:
     Grey levels are shown as ink: 1 is black.
 
     Args:
-        pictures: "data" and "reconstructions" (n, pixels), "samples" (m, pixels), "interpolations" (lines, columns,
-            pixels).
+        pictures: "samples" (m, pixels) and "interpolations" (lines, columns, pixels); of a model with an encoder also
+            "data" and "reconstructions" (n, pixels).
         shape: (channels, height, width) of each.
     """
     lines = pictures["interpolations"]
-    both = torch.cat([pictures["data"], pictures["reconstructions"]])
-    panels = {
-        "data (above), reconstructions": tiled(both, shape, len(pictures["data"])),
-        "samples": tiled(pictures["samples"], shape, len(pictures["data"])),
-        "interpolations": tiled(lines.flatten(0, 1), shape, lines.shape[1]),
-    }
+    panels = {}
+    # Without reconstructions the rows are as long as where there are as many lines.
+    columns = 2 * len(lines)
+    if "data" in pictures:
+        columns = len(pictures["data"])
+        both = torch.cat([pictures["data"], pictures["reconstructions"]])
+        panels["data (above), reconstructions"] = tiled(both, shape, columns)
+    panels["samples"] = tiled(pictures["samples"], shape, columns)
+    panels["interpolations"] = tiled(lines.flatten(0, 1), shape, lines.shape[1])
     heights = [panel.shape[0] / panel.shape[1] for panel in panels.values()]
     fig = Figure(figsize=(5.0, 5.0 * sum(heights) + 1.0), layout="constrained")
     FigureCanvasAgg(fig)

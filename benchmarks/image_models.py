@@ -340,16 +340,28 @@ def pictures(trained: Trained, x: Tensor, latent_dim: int, count: int = 10, betw
     """
     z = trained.draw(x[:count], 1)[0][0]
     prior = torch.randn(count * count // 2, latent_dim).to(z)
+    return pictures_of(trained.vae, z, prior, x[:count], between=between)
+
+
+@torch.no_grad()
+def pictures_of(vae: VAE, z: Tensor, prior: Tensor, x: Tensor | None = None, *, between: int = 8) -> dict[str, Tensor]:
+    """The same of given latents, for a model without an encoder too; means outside [0, 1] are cut off.
+
+    Args:
+        vae: the model.
+        z: ends of the interpolations (count, latent_dim): encodings of x, or draws of the prior.
+        prior: draws of the prior for samples (m, latent_dim).
+        x: (count, pixels); without it there are neither data nor reconstructions.
+        between: as for `pictures`.
+    """
+    count = len(z)
     share = torch.linspace(0.0, 1.0, between).to(z)[:, None, None]
     ends = z[0::2][: count // 2], z[1::2][: count // 2]
     lines = torch.lerp(ends[0][None], ends[1][None], share).transpose(0, 1)
-    vae = trained.vae
-    return {
-        "data": x[:count].cpu(),
-        "reconstructions": vae.mean(z).cpu(),
-        "samples": vae.mean(prior).cpu(),
-        "interpolations": vae.mean(lines).cpu(),
-    }
+    shown = {"samples": vae.mean(prior), "interpolations": vae.mean(lines)}
+    if x is not None:
+        shown = {"data": x, "reconstructions": vae.mean(z), **shown}
+    return {name: each.clamp(0.0, 1.0).cpu() for name, each in shown.items()}
 
 
 def batches(images: Images, task: Task, seed: int, binarisation: Any = None) -> DataLoader[Tensor]:

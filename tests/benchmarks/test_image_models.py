@@ -170,6 +170,20 @@ def test_pictures_are_probabilities_and_interpolations_end_in_reconstructions() 
     torch.testing.assert_close(sheet["interpolations"][0, 2], trained.vae.mean(z[:, :2].mean(1)).squeeze(0).detach())
 
 
+def test_pictures_of_a_model_without_an_encoder() -> None:
+    decoder = nn.Linear(2, 3)
+    with torch.no_grad():
+        decoder.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+        decoder.bias.zero_()
+    z, prior = torch.tensor([[0.2, 0.0], [0.8, 0.4]]), torch.tensor([[-3.0, 0.5]])
+    found = image_models.pictures_of(VAE(decoder, 2, NormalLikelihood(0.1)), z, prior, between=3)
+    assert set(found) == {"samples", "interpolations"}
+    torch.testing.assert_close(found["samples"], torch.tensor([[0.0, 0.5, 0.0]]))
+    torch.testing.assert_close(
+        found["interpolations"], torch.tensor([[[0.2, 0.0, 0.0], [0.5, 0.2, 0.0], [0.8, 0.4, 0.0]]])
+    )
+
+
 def test_the_clock_interrupts(default_sigint: None) -> None:
     clock = Clock(0.05)
     with pytest.raises(KeyboardInterrupt), clock.interrupting():

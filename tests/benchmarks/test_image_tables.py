@@ -81,3 +81,8 @@ def test_a_sheet_has_three_panels() -> None:
     assert [image.shape for image in shown] == [(7, 15), (7, 15), (7, 19)]
     assert float(shown[0][:3].min()) == 1.0  # no ink in the data
     assert float(shown[0][4:, :3].max()) == 0.0  # reconstructions all ink
+    # A model without an encoder: rows as long as in the other sheet.
+    del sheet["data"], sheet["reconstructions"]
+    figure = image_figures.sheet(sheet, (1, 3, 3))
+    assert [ax.get_title() for ax in figure.axes] == ["samples", "interpolations"]
+    assert [ax.images[0].get_array().shape for ax in figure.axes] == [(7, 15), (7, 19)]
