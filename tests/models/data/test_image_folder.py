@@ -248,3 +248,13 @@ def test_a_cache_of_another_way_of_reading_is_made_anew(
         before.setattr(image_folder, "_square", lambda *_: torch.zeros(3, 8, 8, dtype=torch.uint8))
         assert not bool(image_folder.load(folder, 8, cache=cache).levels.any())
     assert bool(image_folder.load(folder, 8, cache=cache).levels.any())
+
+
+def test_aligned_faces_are_cut_as_usual(tmp_path: Path) -> None:
+    # celebA's files have 178 x 218 pixels; the square of 108 begins 35 from the left and 55 from above.
+    face = framed(218, 178, 108, (10, 90, 200), (255, 255, 255))
+    face[55, 35:143] = face[55:163, 35] = 0
+    save(tmp_path / "000001.png", face)
+    found = image_folder.load(tmp_path, 108, crop=108).levels[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(found, face[55:163, 35:143])
+    assert image_folder.load(tmp_path, 64, crop=108).levels[0, :, 32, 32].tolist() == [10, 90, 200]
