@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avbvi.amortised.convolutional import ConvolutionalSampler, ImageAdversary, InjectedConvolutions
+from avbvi.objectives import KullbackLeibler
 from avbvi.parts import rebuild
 
 BATCH = 4
@@ -115,12 +116,14 @@ def test_the_adversary_of_images_is_differentiable_in_them_and_its_parameters() 
 
 
 def test_the_adversary_of_images_starts_at_zero_and_is_made_again() -> None:
-    adversary = ImageAdversary((1, 4, 4), channels=(3,), slope=0.2, dropout=0.1)
+    adversary = ImageAdversary((1, 4, 4), channels=(3,), slope=0.2, dropout=0.1, objective=KullbackLeibler())
     adversary.build_for(16, 16)
     images = torch.randn(BATCH, 16)
     assert not bool(adversary(images).any())
     again = rebuild(adversary.configuration())
     assert again.configuration() == adversary.configuration()
+    assert isinstance(again, ImageAdversary)
+    assert isinstance(again.objective, KullbackLeibler)
     with pytest.raises(ValueError, match=r"image_shape=\(1, 4, 4\) has 16 pixels, but the features 17 numbers"):
         ImageAdversary((1, 4, 4)).build_for(17, 17)
     with pytest.raises(ValueError, match=r"ImageAdversary\(\) sees no context"):
