@@ -16,7 +16,7 @@ from .diagnostics import Verdict
 from .errors import CheckpointError
 from .guides import AVBGuide
 from .integrity import check_entries, damage
-from .model_state import claim_parameters, model_buffers, model_parameters
+from .model_state import claim_parameters, model_buffers, model_parameters, put_to_rest
 from .parts import rebuild
 from .posterior import FORMAT, KEYS, ROLES, VERSION, Posterior, read_comparison, site_table
 from .runs import Run
@@ -84,6 +84,7 @@ def load(
     _restore(model_parameters(model, args, kwargs), content["model"], path, "parameters")
     _restore(model_buffers(model, guide), content["buffers"], path, "buffers")
     guide.bind(model, args, kwargs, vectorize=content["vectorize"])
+    put_to_rest(model, guide)
     kind = AmortisedPosterior if guide.is_amortised else Posterior
     return kind(
         model,

@@ -37,6 +37,12 @@ def modules_of(model: Model) -> dict[str, nn.Module]:
     return {f"{name}.": value for name, value in held.items() if isinstance(value, nn.Module)}
 
 
+def put_to_rest(model: Model, guide: nn.Module) -> None:
+    """Put the guide and the modules that the model works with in evaluation mode: without dropout, say."""
+    for module in (guide, *modules_of(model).values()):
+        module.eval()
+
+
 def model_parameters(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """The model's own learned parameters, unconstrained, by their names in Pyro's store.
 

@@ -21,7 +21,7 @@ from .errors import FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
 from .integrity import damage
 from .interrupts import Interrupt
-from .model_state import claim_parameters, model_buffers
+from .model_state import claim_parameters, model_buffers, put_to_rest
 from .posterior import Posterior, guide_elbo
 from .recovery import Recovery
 from .rng import rng_untouched
@@ -232,6 +232,7 @@ class Trainer:
                 self.guide.stage.fill_(TRUNK)  # its density is exact
 
     def _close(self, started: float) -> None:
+        put_to_rest(self.model, self.guide)
         self.run.seconds = self.elapsed_before + time.monotonic() - started
         self.run.steps = int(self.guide.step_count)
         self.run.skipped_steps = int(self.guide.skipped_steps)

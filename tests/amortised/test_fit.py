@@ -463,3 +463,21 @@ def test_decoder_and_encoder_reach_the_optimum() -> None:
     sd = covariance.diagonal().sqrt()
     assert float(((draws.mean(0) - mean) / sd).square().mean().sqrt()) < 0.15
     assert bool(((draws.std(0).mean(0) / sd - 1.0).abs() < 0.1).all())
+
+
+def test_dropout_is_over_when_the_fit_is(tmp_path: Path) -> None:
+    known = LinearGaussian()
+    x = known.data(N)
+    guide = AVBGuide(
+        known.model,
+        sampler=LinearSampler(known.width),
+        adversary=InnerProductAdversary((16,), dropout=0.5),
+        contrast=ConditionalGaussianContrast(),
+    )
+    posterior = avbvi.fit(known.model, x, guide=guide, steps=5, seed=0, progress=False)
+    draws = {"z": posterior.sample(3)["z"]}
+    assert not any(module.training for module in guide.modules())
+    first = posterior.log_prob(draws)
+    assert torch.equal(posterior.log_prob(draws), first)
+    guide.train()
+    assert not torch.equal(posterior.log_prob(draws), first)
