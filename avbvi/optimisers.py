@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
+from .errors import CheckpointError
 from .gradients import GradientBound
 from .schedules import ScheduledAdam
 
@@ -76,8 +77,32 @@ class AdversaryAdam:
         """The optimiser's state and the usual length of a gradient."""
         return {"optimiser": self.optimiser.state_dict(), "bound": self.bound.state_dict()}
 
+    def check_state(self, state: Any) -> None:
+        """Raise unless this is a state of these parameters: Adam itself would write beyond moments that are too short.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        try:
+            (group,) = state["optimiser"]["param_groups"]
+            count, moments = len(group["params"]), dict(state["optimiser"]["state"])
+            GradientBound().load_state_dict(state["bound"])
+            shapes = {i: {tuple(m[key].shape) for key in ("exp_avg", "exp_avg_sq")} for i, m in moments.items()}
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"state is damaged: it has no state of an adversary's Adam ({error!r})") from error
+        own = [tuple(p.shape) for p in self.parameters]
+        if count != len(own) or any(i not in range(count) or found != {own[i]} for i, found in shapes.items()):
+            raise CheckpointError(
+                "state does not fit: its optimiser has moments of other parameters than the adversary's"
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: it is damaged, or that of other parameters.
+        """
+        self.check_state(state)
         # Adam would keep, and later overwrite, the caller's tensors.
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
         self.bound.load_state_dict(state["bound"])

@@ -59,6 +59,14 @@ def rng_untouched() -> Iterator[None]:
         set_rng_state(state)
 
 
+@contextmanager
+def forked() -> Iterator[None]:
+    """Run the block with generators that are seeded from the caller's, which stay as they are."""
+    with rng_untouched():
+        pyro.set_rng_seed(int(torch.randint(2**31, ())))
+        yield
+
+
 class RandomStream:
     """States of all generators for one part of a program, so that it draws the same whatever the others draw.
 

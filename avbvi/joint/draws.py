@@ -10,17 +10,16 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributions import biject_to
 
 from ..amortised.layout import Frame, PlateLayout, data_frame
 from ..amortised.target import Reached, StopAfter
-from ..arguments import found
 from ..checks import check_latents
 from ..errors import ModelError
-from ..guides import AVBGuide
-from ..model_state import modules_of
 from ..rng import seeded
 from ..targets import Model
+from .checks import check_data, check_density, check_observed, data_of, name_of, refuse_implicit
 
 
 class Pairs(NamedTuple):
@@ -49,7 +48,10 @@ class LatentVariableModel:
 
     def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model = model
-        data_of(args)
+        x = data_of(args)
+        check_data(x)
+        #: Numbers of a datum.
+        self.width = x[0].numel()
         enumerated = check_latents(model, args, kwargs)
         if enumerated:
             raise ModelError(f"sites {enumerated} are discrete latents, which have no reparameterised encoder")
@@ -64,7 +66,7 @@ class LatentVariableModel:
                 f"{seen or 'none'}. Join several into one, of which each datum's values are the event"
             )
         (self.observed,) = seen
-        x, there = data_of(args), trace.nodes[self.observed]["value"]
+        there = trace.nodes[self.observed]["value"]
         same = len(x) == frame.size and x.numel() == there.numel()
         if not same or not bool((x.flatten() == there.flatten().to(x)).all()):
             raise ModelError(
@@ -72,6 +74,7 @@ class LatentVariableModel:
                 f"the encoder is asked about them: a tensor with one row for each of the {frame.size} data of plate "
                 f"{frame.name!r}; the argument has shape {tuple(x.shape)}, the site {tuple(there.shape)}"
             )
+        check_observed(self.observed, trace.nodes[self.observed], x)
 
     @property
     def latents(self) -> set[str]:
@@ -105,7 +108,7 @@ class JointDraws:
     @cached_property
     def encoded(self) -> Pairs:
         """x ~ q(x), z ~ q(z | x)."""
-        return Pairs(self.x, self._vectors(self._guide_trace, "guide"))
+        return Pairs(self.x, self._vectors(self.guide_trace, "guide"))
 
     @cached_property
     def log_likelihood(self) -> Tensor:
@@ -114,11 +117,11 @@ class JointDraws:
 
     @cached_property
     def _replay(self) -> Any:
-        replayed = poutine.replay(self.reading.model, trace=self._guide_trace)
+        replayed = poutine.replay(self.reading.model, trace=self.guide_trace)
         return prune_subsample_sites(poutine.trace(replayed).get_trace(*self.args, **self.kwargs))
 
     @cached_property
-    def _guide_trace(self) -> Any:
+    def guide_trace(self) -> Any:
         trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*self.args, **self.kwargs))
         missing = sorted(self.reading.latents - set(trace.nodes))
         if missing:
@@ -126,13 +129,6 @@ class JointDraws:
                 f"the guide has no sample site {', '.join(map(repr, missing))}, which the model has; name the guide's "
                 "sites like the model's latents"
             )
-        for name in self.reading.latents:
-            node = trace.nodes[name]
-            if torch.is_grad_enabled() and not node["fn"].has_rsample and not node["value"].requires_grad:
-                raise ModelError(
-                    f"the guide's site {name!r} has a {_name_of(node['fn'])}, which has no rsample, so that the guide "
-                    "gets no gradient; use a reparameterised distribution"
-                )
         return trace
 
     # -- decoder's side ---------------------------------------------------------------------------
@@ -142,9 +138,9 @@ class JointDraws:
         """z ~ p(z), x ~ p(x | z)."""
         trace, reading = self._simulation, self.reading
         node = trace.nodes[reading.observed]
-        if not node["fn"].has_rsample:
+        if torch.is_grad_enabled() and not node["fn"].has_rsample:
             raise ModelError(
-                f"site {reading.observed!r} has a {_name_of(node['fn'])}, which has no rsample: simulated data carry "
+                f"site {reading.observed!r} has a {name_of(node['fn'])}, which has no rsample: simulated data carry "
                 "no gradient to the model. Use a reparameterised likelihood, such as a normal or a relaxed Bernoulli "
                 "(RelaxedBernoulliLikelihood), or a loss that does not simulate"
             )
@@ -164,18 +160,13 @@ class JointDraws:
         conditioned = poutine.condition(self.guide, data=values)
         try:
             trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(*given, **self.kwargs))
+            check_density(trace, self.reading.latents)
             terms = [self._by_datum(trace.nodes[name]) for name in self.reading.latents]
         except NotImplementedError as error:
             raise ModelError(
                 f"the guide's density can't be evaluated at latents that the model drew ({error}); use one that can: a "
                 "Gaussian, or a flow whose transforms have an inverse (couplings, autoregressive)"
             ) from error
-        others = [name for name, node in trace.nodes.items() if node["type"] == "sample" and name not in values]
-        if others:
-            raise ModelError(
-                f"the guide has sites {others} beside the model's latents {sorted(values)}, so that q(z | x) is an "
-                "integral over them; use a guide with a density of its own, or ReconstructionELBO, which needs none"
-            )
         return torch.stack(terms).sum(0)
 
     @cached_property
@@ -218,7 +209,7 @@ class JointDraws:
 
     def _vectors(self, trace: Any, whose: str) -> Tensor:
         """The latent sites of a trace as unconstrained vectors (B, dim)."""
-        values = {}
+        parts = []
         for site in self._layout.sites:
             value = trace.nodes[site.name]["value"]
             if value.numel() != len(self.x) * site.shape.numel():
@@ -226,42 +217,20 @@ class JointDraws:
                     f"the {whose}'s site {site.name!r} has shape {tuple(value.shape)}, not one draw of shape "
                     f"{tuple(site.shape)} for each of the {len(self.x)} data"
                 )
-            values[site.name] = value.reshape(len(self.x), *site.shape)
-        return self._layout.unconstrain(values)[0]
+            # A draw that is not finite is the guard's affair.
+            free = biject_to(site.support).inv(value.reshape(len(self.x), *site.shape))
+            parts.append(free.reshape(len(self.x), -1))
+        return torch.cat(parts, -1)
 
     def _by_datum(self, node: Any) -> Tensor:
         """A site's log-density, summed over all but the data: (B,)."""
         log_prob = scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
-        return log_prob.reshape(len(self.x), -1).sum(-1)
-
-
-def data_of(args: tuple[Any, ...]) -> Tensor:
-    """The data: the first argument.
-
-    Raises:
-        TypeError: it is no tensor of floating-point numbers, or there is none.
-        ValueError: it has no rows, or holds no numbers.
-    """
-    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
-        what = found(args[0]) if args else "no positional argument"
-        raise TypeError(
-            "the first argument of model and guide must be the data, a tensor of floating-point numbers (B, ...), "
-            f"found {what}"
-        )
-    if args[0].dim() < 2 or not args[0].numel():
-        raise ValueError(f"x must have shape (B, *shape of a datum), none of them 0, found {tuple(args[0].shape)}")
-    return args[0]
-
-
-def refuse_implicit(guide: Any) -> None:
-    """Raise a ModelError if a guide holds an AVBGuide, whose sampler has no density."""
-    unwrapped = poutine.unwrap(guide)
-    held = [m for module in modules_of(unwrapped).values() for m in module.modules()]
-    if isinstance(unwrapped, nn.Module) and any(isinstance(m, AVBGuide) for m in held):
-        raise ModelError(
-            "guide is an AVBGuide, whose sampler has no density; this loss evaluates log q(z | x) at latents that the "
-            "model drew. Use a Gaussian or an invertible flow as encoder, or ReconstructionELBO, which takes any"
-        )
+        if log_prob.numel() != len(self.x):
+            raise ModelError(
+                f"site {node['name']!r} has a log-density of shape {tuple(log_prob.shape)}, not one number for each of "
+                f"the {len(self.x)} data; declare what belongs to one datum as its event (to_event)"
+            )
+        return log_prob.reshape(len(self.x))
 
 
 def _is_data(node: Any) -> bool:
@@ -270,8 +239,3 @@ def _is_data(node: Any) -> bool:
 
 def _inside(node: Any, frame: Frame) -> bool:
     return any(f.name == frame.name for f in node["cond_indep_stack"])
-
-
-def _name_of(fn: Any) -> str:
-    base = getattr(fn, "base_dist", fn)
-    return type(base).__name__

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from ..adversaries import Adversary
 from ..amortised.adversaries import ConditionalAdversary
 from ..arguments import instance
+from ..module_states import check_state
 from ..optimisers import AdversaryAdam
 from .draws import JointDraws, Pairs
 
@@ -122,11 +123,15 @@ class Game:
         self.adam: AdversaryAdam | None = None
 
     def build(self, draws: JointDraws) -> None:
-        """Create the adversary's parameters, with dtype and device of the data, and its optimiser."""
-        if self.adam is not None:
-            return
+        """Create the adversary's parameters, with dtype and device of the data, and its optimiser.
+
+        Raises:
+            ValueError: it was built for pairs of other widths.
+        """
         pairs = Pairs(draws.x, draws.prior)
         self.sees.build(self.adversary, pairs)
+        if self.adam is not None:
+            return
         self.adversary.to(device=pairs.x.device, dtype=pairs.x.dtype)
         self.adam = AdversaryAdam(list(self.adversary.parameters()), self.lr)
 
@@ -160,6 +165,16 @@ class Game:
         """Adversary and optimiser."""
         adam = None if self.adam is None else self.adam.state_dict()
         return {"adversary": self.adversary.state_dict(), "adam": adam}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise unless this built game can take a state.
+
+        Raises:
+            CheckpointError: it is damaged, or that of another adversary.
+        """
+        assert self.adam is not None
+        check_state("adversary", self.adversary, state["adversary"])
+        self.adam.check_state(state["adam"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, of a game that is built."""

@@ -13,13 +13,15 @@ from pyro.infer.enum import get_importance_trace
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from ..arguments import instance, integer, positive_integer, positive_number
+from ..arguments import function, instance, integer, positive_integer, positive_number
 from ..errors import CheckpointError, NonFiniteError
 from ..gradients import StepGuard, explain_non_finite, with_gradient
 from ..model_state import modules_of
 from ..optimisers import scheduled_adam
+from ..rng import forked
 from ..schedules import Schedule
 from ..targets import Model
+from .checks import check_data, check_guide, data_of
 from .draws import JointDraws, LatentVariableModel
 from .games import Game
 
@@ -76,6 +78,8 @@ class JointAdversarialLoss(ELBO):
         self._guard = StepGuard()
         self._reading: LatentVariableModel | None = None
         self._waiting: list[dict[str, Any]] | None = None
+        #: The guide of the last call, and the same without Pyro's handlers.
+        self._met: Any = None
         self._guide: Any = None
 
     # -- what a subclass says -------------------------------------------------------------------------
@@ -96,6 +100,7 @@ class JointAdversarialLoss(ELBO):
     def loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Estimate of the outer loss; trains nothing."""
         with torch.no_grad():
+            self._ready(model, guide, args, kwargs)
             return float(self._outer(self._draws(model, guide, args, kwargs)))
 
     def differentiable_loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -104,6 +109,7 @@ class JointAdversarialLoss(ELBO):
         Raises:
             NonFiniteError: the loss is NaN or infinite.
         """
+        self._ready(model, guide, args, kwargs)
         if torch.is_grad_enabled():
             self._train_adversaries(model, guide, args, kwargs)
         value = self._outer(self._draws(model, guide, args, kwargs))
@@ -119,6 +125,7 @@ class JointAdversarialLoss(ELBO):
         Raises:
             NonFiniteError: too many non-finite losses or gradients in a row.
         """
+        self._ready(model, guide, args, kwargs)
         self._train_adversaries(model, guide, args, kwargs)
         value = self._outer(self._draws(model, guide, args, kwargs))
         value.backward()
@@ -154,25 +161,42 @@ class JointAdversarialLoss(ELBO):
         That is -log p(x | z) at latents of the data, -log q(z | x) at data of the model, or their sum, as the loss has
         them. Modules are taken in the mode that they are in.
         """
+        self._ready(model, guide, args, kwargs)
         return float(self.reconstruction_terms(self._draws(model, guide, args, kwargs)).mean())
 
     # -- a training call -----------------------------------------------------------------------------------
 
-    def _draws(self, model: Model, guide: Any, args: Any, kwargs: Any) -> JointDraws:
-        if self._reading is None or self._reading.model != model:
-            self._reading = LatentVariableModel(model, args, kwargs)
-            with torch.enable_grad(), poutine.block():
-                guide(*args, **kwargs)  # guides that set themselves up in their first call need gradients there
-        self._guide = poutine.unwrap(guide)
-        draws = JointDraws(self._reading, guide, args, kwargs)
-        if any(game.adam is None for game in self.games):
+    def _ready(self, model: Model, guide: Any, args: Any, kwargs: Any) -> None:
+        """Check the data; what a new model or guide can't do for this loss is refused before anything is trained."""
+        function("model", model)
+        function("guide", guide)
+        x, reading = data_of(args), self._reading
+        if reading is None or reading.model != model:
+            reading = LatentVariableModel(model, args, kwargs)
+        else:
+            check_data(x, reading.width)
+            if self._met == guide:
+                return
+        draws = JointDraws(reading, guide, args, kwargs)
+        with forked(), poutine.block():
+            with torch.enable_grad():  # which guides need that set themselves up in their first call
+                self._look_at_guide(draws)
             with torch.no_grad():
                 for game in self.games:
                     game.build(draws)
-            if self._waiting is not None:
-                waiting, self._waiting = self._waiting, None
-                self._restore(waiting)
-        return draws
+            with torch.enable_grad():
+                self.terms(JointDraws(reading, guide, args, kwargs), 1.0)
+        if self._waiting is not None:
+            self._restore(self._waiting)
+            self._waiting = None
+        self._reading, self._met, self._guide = reading, guide, poutine.unwrap(guide)
+
+    def _look_at_guide(self, draws: JointDraws) -> None:
+        check_guide(draws)
+
+    def _draws(self, model: Model, guide: Any, args: Any, kwargs: Any) -> JointDraws:
+        assert self._reading is not None
+        return JointDraws(self._reading, guide, args, kwargs)
 
     def _outer(self, draws: JointDraws) -> Tensor:
         done = 0.0 if self.steps is None else min(self.step_count / self.steps, 1.0)
@@ -217,23 +241,41 @@ class JointAdversarialLoss(ELBO):
         Raises:
             CheckpointError: it is another loss's, or damaged.
         """
-        name = state.get("loss") if isinstance(state, dict) else None
-        if name != type(self).__name__ or len(state.get("games", ())) != len(self.games):
-            raise CheckpointError(
-                f"state must be that of a {type(self).__name__}, found {name or type(state).__name__}"
-            )
-        games = copy.deepcopy(state["games"])
+        games, guard, count, skipped = self._checked(state)
         if any(game.adam is None for game in self.games):
-            self._waiting = games
+            self._waiting = copy.deepcopy(games)
+        elif any(game["adam"] is None for game in games):
+            raise CheckpointError("state is that of a loss before its first call; load it into a new loss")
         else:
             self._restore(games)
-        self._guard.load_state_dict(state["guard"])
-        self.step_count, self.skipped_steps = state["step_count"], state["skipped_steps"]
+        self._guard, self.step_count, self.skipped_steps = guard, count, skipped
+
+    def _checked(self, state: Any) -> tuple[list[dict[str, Any]], StepGuard, int, int]:
+        """The parts of a state, as far as they can be checked before adversaries are built."""
+        own = type(self).__name__
+        name = state.get("loss") if isinstance(state, dict) else None
+        if name != own:
+            raise CheckpointError(
+                f"state must be that of a {own}, found {type(state).__name__ if name is None else name}"
+            )
+        try:
+            guard = StepGuard()
+            guard.load_state_dict(state["guard"])
+            count, skipped = (integer(key, state[key], 0) for key in ("step_count", "skipped_steps"))
+            games = [{"adversary": dict(game["adversary"]), "adam": game["adam"]} for game in state["games"]]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"state is damaged: {error!r}") from error
+        if len(games) != len(self.games):
+            raise CheckpointError(f"state is damaged: it has {len(games)} adversaries, a {own} has {len(self.games)}")
+        return games, guard, count, skipped
 
     def _restore(self, states: list[dict[str, Any]]) -> None:
-        for game, state in zip(self.games, states, strict=True):
-            if state["adam"] is not None:
-                game.load_state_dict(state)
+        """Give the games, which are built, their states; none of them if one does not fit."""
+        begun = [(game, state) for game, state in zip(self.games, states, strict=True) if state["adam"] is not None]
+        for game, state in begun:
+            game.check_state(state)
+        for game, state in begun:
+            game.load_state_dict(state)
 
 
 def _warm(count: int) -> float:

@@ -44,7 +44,7 @@ class AdversarialAutoencoderLoss(JointAdversarialLoss):
     ) -> None:
         lr = positive_number("adversary_lr", adversary_lr)
         super().__init__(
-            [Game(adversary or plain_adversary(), SeesLatents(), encoded, data_and_prior, lr)],
+            [Game(plain_adversary() if adversary is None else adversary, SeesLatents(), encoded, data_and_prior, lr)],
             steps=steps,
             adversary_steps=adversary_steps,
             pretrain_steps=pretrain_steps,
@@ -82,7 +82,7 @@ class AdversarialInferenceLoss(JointAdversarialLoss):
     ) -> None:
         lr = positive_number("adversary_lr", adversary_lr)
         super().__init__(
-            [Game(adversary or JointAdversary(), SeesPairs(), encoded, decoded, lr)],
+            [Game(JointAdversary() if adversary is None else adversary, SeesPairs(), encoded, decoded, lr)],
             steps=steps,
             adversary_steps=adversary_steps,
             pretrain_steps=pretrain_steps,
@@ -120,12 +120,15 @@ class GenerativeAdversarialLoss(JointAdversarialLoss):
     ) -> None:
         lr = positive_number("adversary_lr", adversary_lr)
         super().__init__(
-            [Game(adversary or plain_adversary(), SeesData(), data_and_prior, decoded, lr)],
+            [Game(plain_adversary() if adversary is None else adversary, SeesData(), data_and_prior, decoded, lr)],
             steps=steps,
             adversary_steps=adversary_steps,
             pretrain_steps=pretrain_steps,
             schedule=schedule,
         )
+
+    def _look_at_guide(self, draws: JointDraws) -> None:
+        pass  # it is not asked
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (game,) = self.games

@@ -18,14 +18,22 @@ ADVERSARY_LR = 2e-3
 def encoder_game(adversary: Adversary | None, lr: float) -> Game:
     """f1 = log q(x, z) - log p(x) p(z) (eq. 5)."""
     return Game(
-        adversary or JointAdversary(), SeesPairs(), encoded, model_marginals, positive_number("adversary_lr", lr)
+        JointAdversary() if adversary is None else adversary,
+        SeesPairs(),
+        encoded,
+        model_marginals,
+        positive_number("adversary_lr", lr),
     )
 
 
 def decoder_game(adversary: Adversary | None, lr: float) -> Game:
     """f2 = log p(x, z) - log q(x) q(z) (eq. 6)."""
     return Game(
-        adversary or JointAdversary(), SeesPairs(), decoded, encoder_marginals, positive_number("adversary_lr", lr)
+        JointAdversary() if adversary is None else adversary,
+        SeesPairs(),
+        decoded,
+        encoder_marginals,
+        positive_number("adversary_lr", lr),
     )
 
 
@@ -130,7 +138,7 @@ class SymmetricAdversarialELBO(JointAdversarialLoss):
         if adversaries is not None and not (isinstance(adversaries, tuple | list) and len(adversaries) == 2):
             many = f"{len(adversaries)} of them" if isinstance(adversaries, tuple | list) else found(adversaries)
             raise TypeError(f"adversaries must be a pair (f1, f2), found {many}")
-        f1, f2 = adversaries or (None, None)
+        f1, f2 = (None, None) if adversaries is None else adversaries
         super().__init__(
             [encoder_game(f1, adversary_lr), decoder_game(f2, adversary_lr)],
             steps=steps,
