@@ -60,8 +60,9 @@ def fit(
     """Fit a model's posterior and judge the result.
 
     With an amortised guide it is an :class:`~avbvi.AmortisedPosterior`, of the model's latents given any of its data,
-    and the model's own parameters (a decoder) are learned beside it; guide and decoder are then in evaluation mode. The data are then the model's arguments, all of
-    them in each step, or one DataLoader, whose batches are the arguments step by step: tensors, or tuples of arguments.
+    and the model's own parameters (a decoder) are learned beside it; both are in evaluation mode afterwards. The data
+    are then the model's arguments, all of them in each step, or one DataLoader, whose batches are the arguments step by
+    step: tensors, or tuples of arguments.
 
     A run that breaks down goes back to its last good state with half the learning rates. Ctrl-C ends it after the step
     under way: the posterior so far is returned, its verdict says so, and ``checkpoint`` can be taken up again. A second
