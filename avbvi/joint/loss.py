@@ -37,7 +37,8 @@ class JointAdversarialLoss(ELBO):
 
     The model has one plate over the data, in which all its latents and its one observed site lie; its first argument
     is the data. The guide is any Pyro guide of the same arguments. There is one draw for each datum of a minibatch. The
-    loss is the sum over data, scaled N / B, as in Pyro.
+    loss is the sum over data, scaled N / B, as in Pyro. A model and a guide that were not in the last call are run some
+    times, to refuse what they can't do for this loss before anything is trained; hand in the same objects each time.
 
     A subclass defines its games and :meth:`terms`.
 

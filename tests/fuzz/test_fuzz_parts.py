@@ -14,6 +14,7 @@ from torch import nn
 
 import avbvi
 from avbvi.amortised import adversaries, contrasts, convolutional, samplers, semi_implicit
+from avbvi.early_stopping import EarlyStopping
 from tests.fuzz import cases
 from tests.fuzz.cases import check
 
@@ -98,6 +99,11 @@ CONSTRUCTORS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
             "pretrain_steps": FROM_0,
             "schedule": optional(cases.NO_OBJECT),
         },
+    ),
+    (
+        lambda modules=LINEAR, **options: EarlyStopping(modules, **options),
+        {"modules": [LINEAR], "patience": np.int64(3), "seed": torch.tensor(4)},
+        {"modules": cases.NO_OBJECT, "patience": COUNT, "seed": FROM_0},
     ),
     (
         lambda **options: avbvi.AVBGuide(lambda: None, **options),

@@ -15,6 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 import avbvi
+from avbvi.early_stopping import EarlyStopping
 from avbvi.joint import (
     AdversarialAutoencoderLoss,
     AdversarialInferenceLoss,
@@ -227,6 +228,31 @@ def test_an_implicit_encoder_learns_by_the_reconstruction_half() -> None:
     }
     assert all(moved[name] for name in names)
     assert same(parameters(guide.part("adversary")), adversary)
+
+
+@pytest.mark.parametrize("kind", ["as-vae", "as-vae-r", "as-vae-g"])
+def test_early_stopping_looks_on_without_changing_an_svi_run(kind: str) -> None:
+    def run(validated: bool) -> tuple[list[float], list[Tensor], EarlyStopping]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        loss, (vae, encoder) = make(kind), networks()
+        svi = SVI(vae.model, encoder.guide, loss.optimizer(lr=1e-2), loss=loss)
+        early, losses, seen = EarlyStopping([vae, encoder], patience=9), [], []
+        for _ in range(4):
+            losses.append(svi.step(X))
+            if validated:
+                early.validate(lambda: loss.reconstruction(vae.model, encoder.guide, X[:4]))
+                seen.append((early.best_at, parameters(vae, encoder)))
+        last = parameters(vae, encoder)
+        if validated:
+            early.restore()
+            assert same(parameters(vae, encoder), seen[early.best_at - 1][1])
+        return losses, last, early
+
+    (losses, last, early), (others, expected, _) = run(True), run(False)
+    assert losses == others
+    assert same(last, expected)
+    assert early.count == 4
 
 
 # -- runs that are resumed ----------------------------------------------------------------------------------------
