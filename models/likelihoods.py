@@ -131,6 +131,10 @@ class RelaxedPixels(dist.Bernoulli):
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> RelaxedPixels:
         return RelaxedPixels(self.temperature, self.logits.expand(batch_shape), self.straight_through)
 
+    def _validate_sample(self, value: Tensor) -> None:
+        _check_intensities(value)
+        super()._validate_sample(value)
+
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draws of shape (*sample_shape, *batch_shape), differentiable in the logits."""
         shape = self._extended_shape(sample_shape)
@@ -200,6 +204,10 @@ class QuantisedNormal(TorchDistribution):
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> QuantisedNormal:
         return QuantisedNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels)
 
+    def _validate_sample(self, value: Tensor) -> None:
+        _check_intensities(value)
+        super()._validate_sample(value)
+
     @property
     def mean(self) -> Tensor:
         """Of the normal, not of the bins."""
@@ -261,6 +269,14 @@ class QuantisedLikelihood(nn.Module):
                 f"do, to be quantised; found {found(continuous)} of {found(normal)}"
             )
         return QuantisedNormal(normal.loc, normal.scale, self.levels).to_event(continuous.reinterpreted_batch_ndims)
+
+
+def _check_intensities(x: Tensor) -> None:
+    if not bool(((x >= 0.0) & (x <= 1.0)).all()):  # false for NaN too
+        raise ValueError(
+            f"x must be intensities in [0, 1], found values from {float(x.min()):.4g} to {float(x.max()):.4g}; divide "
+            "grey levels by their maximum first"
+        )
 
 
 def log_normal_interval(low: Tensor, high: Tensor) -> Tensor:

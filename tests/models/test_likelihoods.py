@@ -60,8 +60,12 @@ def test_log_prob_is_the_expected_one_of_binary_pixels() -> None:
     each = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)
     weights = torch.where(each == 1.0, grey, 1.0 - grey).prod(-1)
     torch.testing.assert_close(d.log_prob(grey), (weights * bernoulli(LOGITS).log_prob(each)).sum())
-    with pytest.raises(ValueError, match="support"):
+    with pytest.raises(
+        ValueError, match=r"x must be intensities in \[0, 1\], found values from 1\.5 to 1\.5; divide grey"
+    ):
         d.log_prob(torch.full((5,), 1.5))
+    with pytest.raises(ValueError, match=r"x must be intensities in \[0, 1\], found values from nan"):
+        d.log_prob(torch.full((5,), math.nan))
     with pytest.raises(ValueError, match="support"):
         bernoulli(LOGITS).log_prob(grey)
 
@@ -191,7 +195,7 @@ def test_any_intensity_of_a_bin_stands_for_it() -> None:
     assert len(expected.unique()) > 250
     for x in (i / levels, i / (levels - 1), (i + 0.9999) / levels):
         torch.testing.assert_close(d.log_prob(x), expected, rtol=0.0, atol=0.0)
-    with pytest.raises(ValueError, match="support"):
+    with pytest.raises(ValueError, match=r"found values from 1\.01 to 1\.01; divide grey levels"):
         d.log_prob(torch.tensor([1.01]))
 
 
