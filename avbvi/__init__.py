@@ -1,6 +1,6 @@
 """avbvi: black-box variational inference with neural samplers, for Pyro."""
 
-from .adversaries import Adversary, Hint, Logistic, MLPAdversary, Objective, ResidualAdversary
+from .adversaries import Adversary, Hint, MLPAdversary, ResidualAdversary
 from .amortised import (
     AmortisedAVBGuide,
     AmortisedSampler,
@@ -10,6 +10,7 @@ from .amortised import (
     ConditionalSampler,
     ConvolutionalAdversary,
     ConvolutionalSampler,
+    ImageAdversary,
     InnerProductAdversary,
     JointAdversary,
     LearnedGaussianContrast,
@@ -30,16 +31,40 @@ from .contrasts import Contrast, GaussianContrast, MixtureContrast, PriorContras
 from .diagnostics import Verdict
 from .distributions import ImplicitDistribution
 from .divergences import classifier_two_sample_test, kl_lower_bound, knn_kl
+from .early_stopping import EarlyStopping
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, FitFailed, ModelError, NonFiniteError
 from .estimates import Estimate
 from .fitting import fit
 from .guides import AVBGuide
+from .joint import (
+    AdversarialAutoencoderLoss,
+    AdversarialInferenceLoss,
+    GenerationELBO,
+    GenerativeAdversarialLoss,
+    JointAdversarialLoss,
+    ReconstructionELBO,
+    SymmetricAdversarialELBO,
+)
 from .loading import load
+from .objectives import (
+    AlphaDivergence,
+    FDivergence,
+    JensenShannon,
+    KullbackLeibler,
+    Logistic,
+    NeymanChiSquared,
+    Objective,
+    PearsonChiSquared,
+    ReverseKullbackLeibler,
+    SquaredHellinger,
+    TriangularDiscrimination,
+)
 from .posterior import Posterior
 from .ranks import Calibration
 from .reference import HMCPosterior, hmc_posterior
 from .refinement import Refinement
+from .sample_figures import bits_per_dimension, inception_score, rmse
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .stopping import Stopping
@@ -50,9 +75,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AVBGuide",
+    "AdversarialAutoencoderLoss",
     "AdversarialELBO",
+    "AdversarialInferenceLoss",
     "Adversary",
     "AffineTrunk",
+    "AlphaDivergence",
     "AmortisedAVBGuide",
     "AmortisedPosterior",
     "AmortisedSampler",
@@ -67,17 +95,25 @@ __all__ = [
     "Contrast",
     "ConvolutionalAdversary",
     "ConvolutionalSampler",
+    "EarlyStopping",
     "Estimate",
+    "FDivergence",
     "FitFailed",
     "FlowTrunk",
     "GaussianContrast",
     "GaussianStart",
+    "GenerationELBO",
+    "GenerativeAdversarialLoss",
     "HMCPosterior",
     "Hint",
     "IdentityTrunk",
+    "ImageAdversary",
     "ImplicitDistribution",
     "InnerProductAdversary",
+    "JensenShannon",
+    "JointAdversarialLoss",
     "JointAdversary",
+    "KullbackLeibler",
     "LearnedGaussianContrast",
     "LinearTemperatures",
     "LogDensity",
@@ -88,28 +124,38 @@ __all__ = [
     "MixtureTrunk",
     "ModelError",
     "ModuleSampler",
+    "NeymanChiSquared",
     "NoiseBasisSampler",
     "NonFiniteError",
     "Objective",
+    "PearsonChiSquared",
     "Posterior",
     "PriorContrast",
+    "ReconstructionELBO",
     "Refinement",
     "ResidualAdversary",
     "ResidualSampler",
+    "ReverseKullbackLeibler",
     "Sampler",
     "Schedule",
     "SemiImplicitSampler",
     "SigmoidTemperatures",
+    "SquaredHellinger",
     "Stopping",
+    "SymmetricAdversarialELBO",
+    "TriangularDiscrimination",
     "Trunk",
     "Verdict",
     "annealed_importance_sampling",
     "bidirectional_sandwich",
+    "bits_per_dimension",
     "classifier_two_sample_test",
     "fit",
     "hmc_posterior",
+    "inception_score",
     "kl_lower_bound",
     "knn_kl",
     "load",
+    "rmse",
     "sbc",
 ]
