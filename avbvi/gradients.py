@@ -127,5 +127,6 @@ def explain_non_finite(what: str) -> str:
     """What was found, why it is so and what to look at."""
     return (
         f"{what}: the log-density or its gradient is NaN or infinite where the guide draws. Check the model for "
-        "divisions by zero, overflows and hard constraints (declare a support instead), and the data for NaN"
+        "divisions by zero, overflows and hard constraints (declare a support instead), and the data for NaN; an "
+        "adversary's objective with exponentials may overflow by itself, which Logistic() does not"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import digits as digits_board
-from benchmarks import figures, image_tables, latent_tables, mnist, record, tables, trust_tables
+from benchmarks import figures, image_tables, latent_tables, mnist, objective_tables, record, tables, trust_tables
 from benchmarks.tables import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +145,12 @@ def synthetic_vae(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]
     return {"synthetic vae": latent_tables.synthetic(records)}, {}
 
 
+def objectives(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The parts of the board of the adversary's objectives."""
+    parts = {f"objectives {target}": objective_tables.avb(records, target) for target in ("avb", "avb+ac")}
+    return {**parts, "objectives gaussians": objective_tables.gaussians(records)}, {}
+
+
 BOARDS = {
     "eight_schools": eight_schools,
     "toy_densities": toy_densities,
@@ -159,6 +165,7 @@ BOARDS = {
     "digits": digits,
     "mnist": mnist_tables,
     "synthetic_vae": synthetic_vae,
+    "objectives": objectives,
 }
 
 

@@ -118,14 +118,19 @@ def train_vae(seed: int, steps: int) -> Trained:
     return Trained(vae, lambda n: posterior.sample(torch.Size((n,))), posterior.log_prob, {})
 
 
-def train_avb(seed: int, steps: int, contrast: Contrast) -> Trained:
+def make_adversary(kind: type[InnerProductAdversary] = InnerProductAdversary, **options: Any) -> InnerProductAdversary:
+    """AVB's adversary, or a kind of it."""
+    return kind(hidden=HIDDEN, slope=RELU, **options)
+
+
+def train_avb(seed: int, steps: int, contrast: Contrast, adversary: InnerProductAdversary | None = None) -> Trained:
     """Encoder without density: noise goes into every layer, the adversary learns its log-ratio to the contrast."""
     pyro.set_rng_seed(seed)
     vae, x = make_vae(), one_hot_images()
     guide = AVBGuide(
         vae.model,
         sampler=make_sampler(),
-        adversary=InnerProductAdversary(hidden=HIDDEN, slope=RELU),
+        adversary=make_adversary() if adversary is None else adversary,
         contrast=contrast,
     )
     elbo = AdversarialELBO(
@@ -138,7 +143,11 @@ def train_avb(seed: int, steps: int, contrast: Contrast) -> Trained:
         vae,
         lambda n: guide.draw_latents(n, x),
         lambda z: guide.log_q(z, x).detach(),
-        {"verdict": posterior.verdict.status},
+        {
+            "verdict": posterior.verdict.status,
+            "skipped_steps": posterior.run.skipped_steps,
+            "rollbacks": posterior.run.rollbacks,
+        },
     )
 
 
