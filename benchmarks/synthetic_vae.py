@@ -87,6 +87,11 @@ def make_sampler() -> ConditionalSampler:
     return ConditionalSampler(one_hot_images().shape[1], hidden=HIDDEN, slope=RELU)
 
 
+def make_adversary(kind: type[InnerProductAdversary] = InnerProductAdversary, **options: Any) -> InnerProductAdversary:
+    """AVB's adversary, or a kind of it."""
+    return kind(hidden=HIDDEN, slope=RELU, **options)
+
+
 def gaussian_encoder(width: int) -> GaussianEncoder:
     """The VAE's encoder."""
     return GaussianEncoder(MLPBody(one_hot_images().shape[1], (width, width)), 2)
@@ -116,11 +121,6 @@ def train_vae(seed: int, steps: int) -> Trained:
     with torch.no_grad():
         posterior = encoder.posterior(x)
     return Trained(vae, lambda n: posterior.sample(torch.Size((n,))), posterior.log_prob, {})
-
-
-def make_adversary(kind: type[InnerProductAdversary] = InnerProductAdversary, **options: Any) -> InnerProductAdversary:
-    """AVB's adversary, or a kind of it."""
-    return kind(hidden=HIDDEN, slope=RELU, **options)
 
 
 def train_avb(seed: int, steps: int, contrast: Contrast, adversary: InnerProductAdversary | None = None) -> Trained:
