@@ -15,6 +15,7 @@ from torch import nn
 import avbvi
 from avbvi.amortised import adversaries, contrasts, convolutional, samplers, semi_implicit
 from avbvi.early_stopping import EarlyStopping
+from avbvi.objectives import AlphaDivergence, Logistic, SquaredHellinger
 from tests.fuzz import cases
 from tests.fuzz.cases import check
 
@@ -24,6 +25,7 @@ POSITIVE = cases.no_number_in(0.0, math.inf)
 JITTER = cases.no_number_in(0.0, math.inf, low_included=True)
 SHARE = cases.no_number_in(0.0, 1.0, low_included=True)
 LINEAR = nn.Linear(4, 3)
+OBJECTIVE = {"objective": cases.NO_OBJECT | st.sampled_from([Logistic, AlphaDivergence])}
 
 
 def optional(strategy: Any) -> Any:
@@ -72,9 +74,11 @@ CONSTRUCTORS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
             "target_hint": cases.NO_FLAG,
             "score": cases.NO_FLAG,
             "slope": optional(cases.no_number_in(-1.0, 1.0)),
+            **OBJECTIVE,
         },
     ),
-    (avbvi.MLPAdversary, {"hidden": ()}, {"hidden": cases.NO_WIDTHS}),
+    (avbvi.MLPAdversary, {"hidden": (), "objective": SquaredHellinger()}, {"hidden": cases.NO_WIDTHS, **OBJECTIVE}),
+    (AlphaDivergence, {"alpha": np.float64(0.5)}, {"alpha": cases.no_number_in(-math.inf, math.inf)}),
     (
         avbvi.Schedule,
         {"trunk": 1, "anneal": np.float64(0.1), "decay": False},
@@ -203,17 +207,23 @@ CONSTRUCTORS += [
     (
         of_images(convolutional.ConvolutionalAdversary),
         {"image_shape": (1, 8, 8), "channels": (2,), "blocks": 0, "squares": False},
-        {**dict.fromkeys(("image_shape", "channels"), cases.NO_WIDTHS), "blocks": FROM_0, **SLOPE, **NO_FLAGS},
+        {
+            **dict.fromkeys(("image_shape", "channels"), cases.NO_WIDTHS),
+            "blocks": FROM_0,
+            **SLOPE,
+            **NO_FLAGS,
+            **OBJECTIVE,
+        },
     ),
     (
         adversaries.InnerProductAdversary,
         {"hidden": [3, 4], "slope": 0.2, "log_prior": True},
-        {"hidden": cases.NO_WIDTHS, **BODY, **NO_FLAGS},
+        {"hidden": cases.NO_WIDTHS, **BODY, **NO_FLAGS, **OBJECTIVE},
     ),
     (
         adversaries.JointAdversary,
         {"hidden": (3,), "alone": (), "squares": np.bool_(False)},
-        {**dict.fromkeys(("hidden", "alone"), cases.NO_WIDTHS), **BODY, **NO_FLAGS},
+        {**dict.fromkeys(("hidden", "alone"), cases.NO_WIDTHS), **BODY, **NO_FLAGS, **OBJECTIVE},
     ),
     (
         contrasts.ConditionalGaussianContrast,
