@@ -47,7 +47,8 @@ class JointAdversarialLoss(ELBO):
         steps: number of training calls to come; learning rates then decay to zero.
         adversary_steps: steps of each adversary per outer step.
         pretrain_steps: those before the first outer step.
-        schedule: its ``decay``, ``adversary_floor`` and ``kl_warm_up``, the share of the run in which the weight of the
+        schedule: its ``decay``, ``adversary_floor``, ``polish``, the share at the end of the run in which the modules
+            rest and the adversaries learn on, and ``kl_warm_up``, the share of the run in which the weight of the
             adversaries in the outer loss rises from 0 to 1.
 
     Raises:
@@ -208,7 +209,7 @@ class JointAdversarialLoss(ELBO):
         if self.steps is not None and self.step_count >= self.steps:
             return  # the run is over
         count = self.step_count
-        factor = max(self.schedule.adversary_floor, self._decay(count))
+        factor = self._adversary_factor(count)
         with torch.no_grad(), poutine.block():
             for _ in range(0 if count else self.pretrain_steps):
                 self._step_adversaries(self._draws(model, guide, args, kwargs), factor)
@@ -221,7 +222,17 @@ class JointAdversarialLoss(ELBO):
                 self.skipped_steps += 1
 
     def _decay(self, count: int) -> float:
-        return 1.0 if self.steps is None else self.schedule.factor(count / self.steps)
+        """Factor of the outer rate; 0 in the polish."""
+        if self.steps is None:
+            return 1.0
+        done, polish = count / self.steps, self.schedule.polish
+        return 0.0 if done >= 1.0 - polish else self.schedule.factor(done / (1.0 - polish))
+
+    def _adversary_factor(self, count: int) -> float:
+        # Adversaries keep on learning while the modules slow down, and come to rest in the polish.
+        floor, polish = self.schedule.adversary_floor, self.schedule.polish
+        left = 1.0 if self.steps is None else 1.0 - count / self.steps
+        return floor * left / polish if left <= polish else max(floor, self._decay(count))
 
     # -- state ---------------------------------------------------------------------------------------------
 
