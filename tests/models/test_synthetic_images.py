@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.synthetic_images import OPTIMUM, PlanarTruth, kl_to_standard_normal, one_hot_images
+from models.synthetic_images import (
+    OPTIMUM,
+    ImageLaw,
+    PlanarTruth,
+    all_images,
+    kl_to_standard_normal,
+    one_hot_images,
+)
 from models.vaes import VAE, NormalLikelihood
 
 DRAWS = 20_000
@@ -117,6 +124,73 @@ def test_kl_to_the_prior() -> None:
     # All four quadrants together are the prior.
     found = kl_to_standard_normal(in_quadrants(DRAWS // 4).flatten(0, 1))
     assert found.value == pytest.approx(0.0, abs=4.0 * found.stderr)
+
+
+def test_all_images_are_there_once_and_the_data_first() -> None:
+    images = all_images()
+    assert torch.equal(images[:4], one_hot_images())
+    numbers = images @ torch.tensor([8.0, 4.0, 2.0, 1.0])
+    assert sorted(numbers.tolist()) == list(range(16))
+
+
+class Constant(nn.Module):
+    """A decoder that does not look at z."""
+
+    def __init__(self, log_odds: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("log_odds", log_odds)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.log_odds.expand(*z.shape[:-1], 4)
+
+
+def test_the_law_of_independent_pixels() -> None:
+    log_odds = torch.tensor([0.3, -1.2, 2.0, -0.4])
+    law = ImageLaw.of(VAE(Constant(log_odds), 2))
+    # With constant log odds p(x) is a product over pixels.
+    on = torch.sigmoid(log_odds.double())
+    x = all_images().double()
+    exact = (x * on + (1.0 - x) * (1.0 - on)).prod(-1)
+    torch.testing.assert_close(law.probabilities, exact, atol=1e-9, rtol=0.0)
+    assert law.share_of_data == pytest.approx(float(exact[:4].sum()), abs=1e-8)
+    assert law.kl_from_data == pytest.approx(float((0.25 * (0.25 / exact[:4]).log()).sum()), abs=1e-8)
+    # Jensen-Shannon by entropies: H(middle) - H(p) / 2 - H(q) / 2.
+    q = torch.zeros(16, dtype=torch.float64)
+    q[:4] = 0.25
+    entropy = [torch.distributions.Categorical(each).entropy() for each in (0.5 * (exact + q), exact, q)]
+    assert law.jensen_shannon == pytest.approx(float(entropy[0] - 0.5 * entropy[1] - 0.5 * entropy[2]), abs=1e-7)
+
+
+def test_the_law_of_a_perfect_partition_is_that_of_the_data() -> None:
+    sharpness = 12.0
+    law = ImageLaw.of(VAE(Quadrants(sharpness), 2), points=200)
+    right = (1.0 + math.exp(-sharpness)) ** -4
+    assert law.share_of_data == pytest.approx(right, abs=1e-8)
+    truth = PlanarTruth(VAE(Quadrants(sharpness), 2), one_hot_images(), points=200)
+    assert law.kl_from_data == pytest.approx(OPTIMUM - float(truth.log_likelihood.mean()), abs=1e-8)
+    # What lies outside the data's images, 1 - right, costs log 2 / 2 each, less a smaller order of it.
+    assert law.jensen_shannon == pytest.approx(0.5 * math.log(2.0) * (1.0 - right), rel=1e-3)
+
+
+def test_the_law_of_a_model_that_lost_an_image() -> None:
+    class Half(Quadrants):
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z.abs() * torch.tensor([1.0, -1.0]))
+
+    law = ImageLaw.of(VAE(Half(12.0), 2), points=200)
+    # One image is left, a point mass against four equal ones.
+    middle = [0.625, 0.125, 0.125, 0.125]
+    exact = 0.5 * math.log(1.0 / 0.625) + 0.5 * sum(0.25 * math.log(0.25 / m) for m in middle)
+    assert law.share_of_data > 0.9999
+    assert law.jensen_shannon == pytest.approx(exact, abs=1e-4)
+    assert law.kl_from_data > 1.0
+
+
+def test_the_law_needs_pixels_that_are_zero_or_one() -> None:
+    with pytest.raises(ValueError, match="must sum to 1"):
+        ImageLaw.of(VAE(Constant(torch.zeros(4)), 2, NormalLikelihood(0.5)), points=101)
+    with pytest.raises(ValueError, match="two latents"):
+        ImageLaw.of(VAE(nn.Linear(3, 4), 3))
 
 
 def test_errors() -> None:
