@@ -34,9 +34,9 @@ from benchmarks import figures, latent, latent_tables, record, runner
 from benchmarks.judging import Row
 from benchmarks.runner import Job
 from models.decoders import FullyConnectedDecoder
-from models.encoders import GaussianEncoder, MLPBody, parameter_count, width_for
+from models.encoders import Encoder, GaussianEncoder, MLPBody, parameter_count, width_for
 from models.synthetic_images import PlanarTruth, kl_to_standard_normal, one_hot_images
-from models.vaes import VAE
+from models.vaes import VAE, Likelihood, bernoulli
 
 NAME = "synthetic_vae"
 TARGET = "one_hot_2x2"
@@ -77,9 +77,9 @@ class Trained:
     figures: Row
 
 
-def make_vae() -> VAE:
+def make_vae(likelihood: Likelihood = bernoulli) -> VAE:
     """The model, with parameters drawn from the global random state."""
-    return VAE(FullyConnectedDecoder(2, (1, 2, 2), hidden=HIDDEN, activation=nn.ReLU), 2)
+    return VAE(FullyConnectedDecoder(2, (1, 2, 2), hidden=HIDDEN, activation=nn.ReLU), 2, likelihood)
 
 
 def make_sampler() -> ConditionalSampler:
@@ -92,35 +92,56 @@ def make_adversary(kind: type[InnerProductAdversary] = InnerProductAdversary, **
     return kind(hidden=HIDDEN, slope=RELU, **options)
 
 
-def gaussian_encoder(width: int) -> GaussianEncoder:
-    """The VAE's encoder."""
-    return GaussianEncoder(MLPBody(one_hot_images().shape[1], (width, width)), 2)
+def body(width: int) -> MLPBody:
+    """Two layers that see an image."""
+    return MLPBody(one_hot_images().shape[1], (width, width))
 
 
-def train_vae(seed: int, steps: int) -> Trained:
-    """Gaussian encoder with diagonal covariance, trained by the plain ELBO."""
-    pyro.set_rng_seed(seed)
-    vae, x = make_vae(), one_hot_images()
+def gaussian_encoder(budget: int) -> GaussianEncoder:
+    """The VAE's encoder, with so many parameters."""
+
+    def make(width: int) -> GaussianEncoder:
+        return GaussianEncoder(body(width), 2)
+
+    return make(width_for(budget, make))
+
+
+def encoder_budget() -> int:
+    """The number of parameters of AVB's encoder."""
     sampler = make_sampler()
     with rng_untouched():
         sampler.build(2)
-    encoder = gaussian_encoder(width_for(parameter_count(sampler), gaussian_encoder))
-    groups: list[dict[str, Any]] = [
-        {"params": list(encoder.parameters())},
-        {"params": list(vae.parameters()), "lr": DECODER_RATE},
-    ]
+    return parameter_count(sampler)
+
+
+def rates(vae: VAE, encoder: nn.Module | None) -> list[dict[str, Any]]:
+    """Groups of parameters for Adam: encoder, if there is one, and decoder have rates of their own."""
+    groups: list[dict[str, Any]] = [] if encoder is None else [{"params": list(encoder.parameters())}]
+    return [*groups, {"params": list(vae.parameters()), "lr": DECODER_RATE}]
+
+
+def train_encoder(seed: int, steps: int, make: Callable[[int], Encoder]) -> Trained:
+    """Encoder with a density, made from a budget of parameters, trained by the plain ELBO."""
+    pyro.set_rng_seed(seed)
+    vae, x = make_vae(), one_hot_images()
+    encoder = make(encoder_budget())
     latent.train(
         Trace_ELBO(num_particles=DRAWS, vectorize_particles=True),
         vae.model,
         encoder.guide,
         [x],
-        groups,
+        rates(vae, encoder),
         latent.Recipe(steps, lr=RATE, average=AVERAGE),
         seed=seed,
     )
     with torch.no_grad():
         posterior = encoder.posterior(x)
     return Trained(vae, lambda n: posterior.sample(torch.Size((n,))), posterior.log_prob, {})
+
+
+def train_vae(seed: int, steps: int) -> Trained:
+    """Gaussian encoder with diagonal covariance, trained by the plain ELBO."""
+    return train_encoder(seed, steps, gaussian_encoder)
 
 
 def train_avb(seed: int, steps: int, contrast: Contrast, adversary: InnerProductAdversary | None = None) -> Trained:
