@@ -108,30 +108,53 @@ def board(records: Sequence[Row], key: str, title: str, *, least: float, above: 
     return fig
 
 
-def planes(columns: Mapping[str, Mapping[str, Tensor]], titles: Mapping[str, str]) -> Figure:
+def planes(
+    columns: Mapping[str, Mapping[str, Tensor]], titles: Mapping[str, str], per_line: int | None = None
+) -> Figure:
     """Latents in the plane: a column per method, a row per law, draws (n, B, 2) coloured by datum.
 
     Args:
-        columns: method -> law (such as "encoder") -> its draws; all methods have the same laws.
+        columns: method -> law (such as "encoder") -> its draws; the first method has all laws, others may lack some.
         titles: how methods and laws read.
+        per_line: methods side by side before the next ones go below; by default all.
     """
     laws = list(next(iter(columns.values())))
-    fig = Figure(figsize=(2.9 * len(columns) + 0.3, 2.9 * len(laws) + 0.2), layout="constrained")
+    methods = list(columns)
+    across = per_line or len(methods)
+    lines = [methods[i : i + across] for i in range(0, len(methods), across)]
+    # Panels get smaller as there are more of them, so that the picture keeps its size on a page.
+    side = 2.9 if len(lines) == 1 else 2.1
+    fig = Figure(
+        figsize=(side * across + 0.3, (side * len(laws) + 0.2) * len(lines)),
+        layout="constrained",
+    )
     FigureCanvasAgg(fig)
-    axes = fig.subplots(len(laws), len(columns), sharex=True, sharey=True, squeeze=False)
-    for column, (method, drawn) in zip(axes.T, columns.items(), strict=True):
-        for ax, law in zip(column, laws, strict=True):
-            for i, colour in zip(range(drawn[law].shape[1]), COLOURS, strict=False):
-                x, y = drawn[law][:, i].double().unbind(-1)
-                ax.plot(x, y, ".", color=colour, markersize=1.2, alpha=0.6, rasterized=True)
-            ax.set_aspect("equal")
-            ax.set_xlim(-PLANE, PLANE)
-            ax.set_ylim(-PLANE, PLANE)
-            ax.spines[["top", "right"]].set_visible(False)
-        column[0].set_title(titles.get(method, method), fontsize="medium")
-    for ax, law in zip(axes[:, 0], laws, strict=True):
-        ax.set_ylabel(titles.get(law, law))
+    axes = fig.subplots(len(lines) * len(laws), across, sharex=True, sharey=True, squeeze=False)
+    for row, line in enumerate(lines):
+        block = axes[row * len(laws) : (row + 1) * len(laws)]
+        for place in range(across):
+            _column(list(block[:, place]), columns[line[place]] if place < len(line) else {}, laws)
+        for ax, method in zip(block[0], line, strict=False):
+            ax.set_title(titles.get(method, method), fontsize="medium")
+        for ax, law in zip(block[:, 0], laws, strict=True):
+            ax.set_ylabel(titles.get(law, law))
     return fig
+
+
+def _column(axes: Sequence[Axes], drawn: Mapping[str, Tensor], laws: Sequence[str]) -> None:
+    """One method's panels; empty without frame where it has no such law."""
+    for ax, law in zip(axes, laws, strict=True):
+        ax.set_aspect("equal")
+        ax.set_xlim(-PLANE, PLANE)
+        ax.set_ylim(-PLANE, PLANE)
+        ax.spines[["top", "right"]].set_visible(False)
+        if law not in drawn:
+            ax.spines[["left", "bottom"]].set_visible(False)
+            ax.tick_params(bottom=False, left=False, labelbottom=False, labelleft=False)
+            continue
+        for i, colour in zip(range(drawn[law].shape[1]), COLOURS, strict=False):
+            x, y = drawn[law][:, i].double().unbind(-1)
+            ax.plot(x, y, ".", color=colour, markersize=1.2, alpha=0.6, rasterized=True)
 
 
 def _plain(ax: Axes, grid: Literal["both", "x", "y"]) -> None:

@@ -30,6 +30,30 @@ SYNTHETIC_PAPER: dict[str, dict[str, str]] = {
         "kl_aggregate": "0.026",
     },
 }
+#: The family's board, in its order.
+FAMILY_LABELS = {
+    "vae": "Gaussian VAE",
+    "iaf-vae": "VAE with IAF",
+    "avb": "AVB, prior contrast",
+    "avb+ac": "AVB, adaptive contrast",
+    "as-vae-r": "AS-VAE-r, IAF",
+    "as-vae-r-implicit": "AS-VAE-r, implicit",
+    "as-vae-g": "AS-VAE-g, IAF",
+    "as-vae": "AS-VAE, IAF",
+    "aae": "AAE, implicit",
+    "ali": "ALI / BiGAN, implicit",
+    "gan": "GAN",
+}
+FAMILY: tuple[Column, ...] = (
+    ("log_likelihood", "log-likelihood", ".4f"),
+    ("elbo_exact", "exact ELBO", ".4f"),
+    ("gap", "KL(q(z given x), p(z given x))", ".4f"),
+    ("kl_aggregate", "KL(q(z), p(z))", ".4f"),
+    ("reconstruction_error", "reconstruction error", ".5f"),
+    ("share_of_data", "samples that are images of the data", ".4f"),
+    ("js_data", "JS(q(x), p(x))", ".5f"),
+    ("cpu_seconds_with_verdict", "CPU seconds", ".0f"),
+)
 
 
 def by_method(records: Sequence[Row], columns: Sequence[Column], labels: Mapping[str, str] = LABELS) -> list[list[str]]:
@@ -43,6 +67,12 @@ def by_method(records: Sequence[Row], columns: Sequence[Column], labels: Mapping
         lost = f" ({len(mine) - len(sound)} of {len(mine)} failed)" if len(sound) < len(mine) else ""
         rows.append([label + lost, *(spread(values(sound, key), form) for key, _, form in columns)])
     return rows
+
+
+def family(records: Sequence[Row], target: str) -> str:
+    """The family's table on one target."""
+    mine = [r for r in records if r["target"] == target]
+    return markdown(["method", *(title for _, title, _ in FAMILY)], by_method(mine, FAMILY, FAMILY_LABELS))
 
 
 def synthetic(records: Sequence[Row]) -> str:

@@ -114,16 +114,21 @@ def encoder_budget() -> int:
     return parameter_count(sampler)
 
 
-def rates(vae: VAE, encoder: nn.Module | None) -> list[dict[str, Any]]:
+def rates(vae: VAE, encoder: nn.Module | None, decoder_rate: float = DECODER_RATE) -> list[dict[str, Any]]:
     """Groups of parameters for Adam: encoder, if there is one, and decoder have rates of their own."""
     groups: list[dict[str, Any]] = [] if encoder is None else [{"params": list(encoder.parameters())}]
-    return [*groups, {"params": list(vae.parameters()), "lr": DECODER_RATE}]
+    return [*groups, {"params": list(vae.parameters()), "lr": decoder_rate}]
 
 
-def train_encoder(seed: int, steps: int, make: Callable[[int], Encoder]) -> Trained:
-    """Encoder with a density, made from a budget of parameters, trained by the plain ELBO."""
+def train_encoder(
+    seed: int, steps: int, make: Callable[[int], Encoder], model: Callable[[], VAE] | None = None
+) -> Trained:
+    """Encoder with a density, made from a budget of parameters, trained by the plain ELBO.
+
+    ``model`` makes another VAE than the board's, here and below.
+    """
     pyro.set_rng_seed(seed)
-    vae, x = make_vae(), one_hot_images()
+    vae, x = (model or make_vae)(), one_hot_images()
     encoder = make(encoder_budget())
     latent.train(
         Trace_ELBO(num_particles=DRAWS, vectorize_particles=True),
@@ -139,15 +144,21 @@ def train_encoder(seed: int, steps: int, make: Callable[[int], Encoder]) -> Trai
     return Trained(vae, lambda n: posterior.sample(torch.Size((n,))), posterior.log_prob, {})
 
 
-def train_vae(seed: int, steps: int) -> Trained:
+def train_vae(seed: int, steps: int, model: Callable[[], VAE] | None = None) -> Trained:
     """Gaussian encoder with diagonal covariance, trained by the plain ELBO."""
-    return train_encoder(seed, steps, gaussian_encoder)
+    return train_encoder(seed, steps, gaussian_encoder, model)
 
 
-def train_avb(seed: int, steps: int, contrast: Contrast, adversary: InnerProductAdversary | None = None) -> Trained:
+def train_avb(
+    seed: int,
+    steps: int,
+    contrast: Contrast,
+    adversary: InnerProductAdversary | None = None,
+    model: Callable[[], VAE] | None = None,
+) -> Trained:
     """Encoder without density: noise goes into every layer, the adversary learns its log-ratio to the contrast."""
     pyro.set_rng_seed(seed)
-    vae, x = make_vae(), one_hot_images()
+    vae, x = (model or make_vae)(), one_hot_images()
     guide = AVBGuide(
         vae.model,
         sampler=make_sampler(),
