@@ -19,6 +19,7 @@ from .networks import (
     checked_layers,
     checked_slope,
 )
+from .quadratic import QuadraticForm
 
 
 class ConditionalAdversary(Adversary):
@@ -192,6 +193,7 @@ class JointAdversary(EncodingAdversary):
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output (:class:`ConditionalAdversary`).
         dropout: share of the hidden units that is left out in training mode; ``eval()`` is the caller's to call.
+        quadratic: add a quadratic form of x and z (:class:`~avbvi.amortised.quadratic.QuadraticForm`).
         objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
@@ -207,11 +209,13 @@ class JointAdversary(EncodingAdversary):
         squares: bool = True,
         log_prior: bool = False,
         dropout: float = 0.0,
+        quadratic: bool = False,
         *,
         objective: Objective = Logistic(),
     ) -> None:
         super().__init__(body, slope, squares, log_prior, objective=objective)
         self.dropout = share("dropout", dropout)
+        self.quadratic = flag("quadratic", quadratic)
         self.hidden = integers("hidden", hidden, "widths of the hidden layers of the joint network")
         self.alone = integers("alone", alone, "widths of the hidden layers of the networks of x and z alone")
         if not self.hidden:
@@ -221,11 +225,17 @@ class JointAdversary(EncodingAdversary):
         self.joint = InjectedNetwork(dim, self.width, self.hidden, 1, self.slope, zero_last=True, dropout=self.dropout)
         self.of_context = _scalar(self.width, self.alone, self.slope, self.dropout)
         self.of_features = _scalar(dim, self.alone, self.slope, self.dropout)
+        if self.quadratic:
+            self.form = QuadraticForm(dim // 2 if self.squares else dim, self.width)
 
     def network_output(self, features: Tensor, context: Tensor) -> Tensor:
         seen = self.seen(context)
         t: Tensor = self.joint(features, seen) + self.of_context(seen) + self.of_features(features)
-        return t.squeeze(-1)
+        t = t.squeeze(-1)
+        if self.quadratic:
+            # The squares of the features, where they are shown, come last.
+            t = t + self.form(features[..., : self.form.of_features.numel()], seen)
+        return t
 
 
 @torch.no_grad()

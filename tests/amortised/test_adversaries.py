@@ -29,7 +29,13 @@ def all_adversaries() -> list[ConditionalAdversary]:
     return [
         InnerProductAdversary(hidden=(7, 9), slope=0.1, squares=False, log_prior=True, objective=SquaredHellinger()),
         JointAdversary(
-            hidden=(7, 7, 5), alone=(6,), slope=0.1, squares=False, log_prior=True, objective=SquaredHellinger()
+            hidden=(7, 7, 5),
+            alone=(6,),
+            slope=0.1,
+            squares=False,
+            log_prior=True,
+            quadratic=True,
+            objective=SquaredHellinger(),
         ),
         ConvolutionalAdversary(
             (1, 2, 3), channels=(4, 5), blocks=1, slope=0.1, squares=False, log_prior=True, objective=SquaredHellinger()
