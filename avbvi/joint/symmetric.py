@@ -15,10 +15,15 @@ from .loss import JointAdversarialLoss
 ADVERSARY_LR = 2e-3
 
 
+def pair_adversary() -> Adversary:
+    """T of pairs: with a quadratic form, so that it goes on where few draws of the products of marginals lie."""
+    return JointAdversary(quadratic=True)
+
+
 def encoder_game(adversary: Adversary | None, lr: float) -> Game:
     """f1 = log q(x, z) - log p(x) p(z) (eq. 5)."""
     return Game(
-        JointAdversary() if adversary is None else adversary,
+        pair_adversary() if adversary is None else adversary,
         SeesPairs(),
         encoded,
         model_marginals,
@@ -29,7 +34,7 @@ def encoder_game(adversary: Adversary | None, lr: float) -> Game:
 def decoder_game(adversary: Adversary | None, lr: float) -> Game:
     """f2 = log p(x, z) - log q(x) q(z) (eq. 6)."""
     return Game(
-        JointAdversary() if adversary is None else adversary,
+        pair_adversary() if adversary is None else adversary,
         SeesPairs(),
         decoded,
         encoder_marginals,
@@ -45,7 +50,7 @@ class ReconstructionELBO(JointAdversarialLoss):
     no density: an :class:`~avbvi.AVBGuide` whose sampler takes a context will do.
 
     Args:
-        adversary: f1; a :class:`~avbvi.JointAdversary` by default.
+        adversary: f1; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
     """
@@ -80,7 +85,7 @@ class GenerationELBO(JointAdversarialLoss):
     reparameterised, and the encoder to have a density at any z.
 
     Args:
-        adversary: f2; a :class:`~avbvi.JointAdversary` by default.
+        adversary: f2; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
     """
@@ -117,7 +122,7 @@ class SymmetricAdversarialELBO(JointAdversarialLoss):
     The decoder has to be reparameterised, and the encoder to have a density at any z.
 
     Args:
-        adversaries: f1 and f2; two :class:`~avbvi.JointAdversary` by default.
+        adversaries: f1 and f2; two :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of their Adams (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
 
