@@ -80,3 +80,26 @@ def synthetic(records: Sequence[Row]) -> str:
     rows = by_method(records, SYNTHETIC)
     rows += [[label, *(known.get(key, "-") for key, _, _ in SYNTHETIC)] for label, known in SYNTHETIC_PAPER.items()]
     return markdown(["method", *(title for _, title, _ in SYNTHETIC)], rows)
+
+
+LINEAR_LABELS = {
+    "vae": "VAE",
+    "as-vae-r": "AS-VAE-r (eq. 8)",
+    "as-vae-g": "AS-VAE-g (eq. 9)",
+    "as-vae": "AS-VAE (eq. 11)",
+}
+LINEAR: tuple[Column, ...] = (
+    ("kl_data", "KL(q(x), p(x))", ".4f"),
+    ("kl_posterior", "E KL(q(z given x), p(z given x))", ".4f"),
+    ("kl_aggregate", "KL(q(z), p(z))", ".4f"),
+    ("error_f1_joint", "f1, on q(x, z)", ".3f"),
+    ("error_f1_product", "f1, on p(x) p(z)", ".3f"),
+    ("error_f2_joint", "f2, on p(x, z)", ".3f"),
+    ("error_f2_product", "f2, on q(x) q(z)", ".3f"),
+    ("cpu_seconds_with_verdict", "CPU seconds", ".0f"),
+)
+
+
+def linear_gaussian(records: Sequence[Row]) -> str:
+    """What is left on linear-Gaussian data: divergences, and mean errors of adversaries under their two laws."""
+    return markdown(["method", *(title for _, title, _ in LINEAR)], by_method(records, LINEAR, LINEAR_LABELS))

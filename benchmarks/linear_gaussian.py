@@ -31,7 +31,7 @@ NAME = "linear_gaussian"
 TARGET = "linear_gaussian_3_2"
 SEEDS = 3
 STEPS, QUICK_STEPS = 2000, 100
-DATA, BATCH, RATE = 10_240, 256, 1e-2
+DATA, BATCH, RATE = 10_240, 256, 2e-2
 JUDGED = 100_000
 #: x | z of the data: z explains between a seventh and two fifths of the variance of a coordinate, .45 nats in all.
 WEIGHT = ((1.0, 0.3), (-0.5, 0.8), (0.2, -0.6))

@@ -157,6 +157,11 @@ def family(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
     return {part: latent_tables.family(records, target) for part, target in targets.items()}, {}
 
 
+def linear_gaussian(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The part of AS-VAE on linear-Gaussian data."""
+    return {"linear gaussian": latent_tables.linear_gaussian(records)}, {}
+
+
 BOARDS = {
     "eight_schools": eight_schools,
     "toy_densities": toy_densities,
@@ -173,6 +178,7 @@ BOARDS = {
     "synthetic_vae": synthetic_vae,
     "objectives": objectives,
     "family": family,
+    "linear_gaussian": linear_gaussian,
 }
 
 
