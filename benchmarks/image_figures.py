@@ -61,3 +61,25 @@ def sheet(pictures: Mapping[str, Tensor], shape: Shape) -> Figure:
         ax.set_title(title, fontsize="small")
         ax.set_axis_off()
     return fig
+
+
+def rows(pictures: Mapping[str, Tensor], shape: Shape) -> Figure:
+    """A row of pictures for each name, grey levels as ink.
+
+    Args:
+        pictures: by name, (n, pixels), as many in each row.
+        shape: (channels, height, width) of each.
+    """
+    panels = {name: tiled(each.clamp(0.0, 1.0), shape, len(each)) for name, each in pictures.items()}
+    columns = max(len(each) for each in pictures.values())
+    fig = Figure(figsize=(1.6 + 0.3 * columns, 0.36 * len(panels) + 0.1), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, (name, panel) in zip(axes, panels.items(), strict=True):
+        ax.imshow(panel.numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    return fig

@@ -8,11 +8,7 @@ moments of its own encoder.
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import avbvi
-from avbvi import AdversarialELBO, AVBGuide
+from avbvi import AdversarialELBO, AVBGuide, PriorContrast
+from avbvi.adversaries import Adversary
 from avbvi.amortised.adversaries import ConditionalAdversary
 from avbvi.amortised.contrasts import ConditionalGaussianContrast
 from avbvi.amortised.semi_implicit import SemiImplicitSampler
@@ -34,14 +31,19 @@ from avbvi.latent_figures import active_units
 from avbvi.schedules import Schedule
 from benchmarks.judging import Row
 from benchmarks.latent import Recipe, Training
+from benchmarks.pieces import Clock
 from benchmarks.rivals.latent import RIVALS
+from benchmarks.rivals.relatives import RELATIVES, Opponents, plain_adversary
 from models.data.images import Images
 from models.data.loaders import PixelRows, loader
 from models.decoders import Decoder
 from models.encoders import parameter_count
+from models.likelihoods import Likelihood, bernoulli
 from models.vaes import VAE
 
 AVB = "avb+ac"
+#: AVB's methods: what contrast the adversary tells the encoder's draws from.
+CONTRASTS = {AVB: ConditionalGaussianContrast, "avb": PriorContrast}
 #: Draws by datum: for ELBO and moments, for the start of annealing, for the mixture that bounds AVB's log q.
 DRAWS, START_DRAWS, MIXTURE = 100, 200, 1000
 #: Of the covariance of the encoder's draws, for the start of annealing.
@@ -61,10 +63,13 @@ class Task:
         body: width -> what an encoder makes of a picture first.
         width: that of AVB's body.
         shape: widths of the network that gives AVB's encoder its shape.
-        adversary: makes AVB's adversary.
+        adversary: makes an adversary of pairs, AVB's and that of joint losses.
         recipe: optimiser, schedule, steps.
         batch_size: pictures in a step.
-        adversary_lr, adversary_draws: learning rate of the adversary, and its draws by datum and step.
+        adversary_lr, adversary_draws: learning rate of adversaries, and AVB's draws by datum and step.
+        adversary_steps: of each adversary in a step.
+        likelihood: makes p(x | z); for joint losses one with draws that have a gradient.
+        latent_adversary, data_adversary: make adversaries of latents alone and of pictures alone.
     """
 
     latent_dim: int
@@ -78,6 +83,27 @@ class Task:
     batch_size: int
     adversary_lr: float = 1e-3
     adversary_draws: int = 2
+    adversary_steps: int = 2
+    likelihood: Callable[[], Likelihood] = lambda: bernoulli
+    latent_adversary: Callable[[], Adversary] = plain_adversary
+    data_adversary: Callable[[], Adversary] = plain_adversary
+
+    @property
+    def schedule(self) -> Schedule:
+        """The recipe's, for losses with adversaries."""
+        return Schedule(kl_warm_up=self.recipe.warm_up, average=self.recipe.average or 0.0)
+
+    def opponents(self) -> Opponents:
+        """The adversaries of joint losses, and how they learn."""
+        return Opponents(
+            self.adversary,
+            self.latent_adversary,
+            self.data_adversary,
+            steps=self.recipe.steps,
+            adversary_steps=self.adversary_steps,
+            adversary_lr=self.adversary_lr,
+            schedule=self.schedule,
+        )
 
     def sampler(self) -> SemiImplicitSampler:
         """AVB's encoder; its size is the budget of all."""
@@ -94,52 +120,14 @@ class Trained:
         bounds: (x, n) -> a lower and an upper bound of log q on average, at n draws z, which come first; None where
             log q is exact.
         figures: further ones for the record.
+        encodes: False where there is no encoder; draws are then the prior's.
     """
 
     vae: VAE
     draw: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     bounds: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]] | None
     figures: Row
-
-
-class Clock:
-    """The time that a piece of work may take; afterwards what is under way is asked to save itself, as by Ctrl-C.
-
-    Args:
-        seconds: from now.
-    """
-
-    def __init__(self, seconds: float = math.inf) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds, not negative."""
-        return max(self._end - time.monotonic(), 0.0)
-
-    @contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Context that is interrupted at the end of the time.
-
-        Raises:
-            KeyboardInterrupt: there is no time left to begin with.
-        """
-        if not self.left:
-            raise KeyboardInterrupt
-        if math.isinf(self.left):
-            yield
-            return
-        here = threading.get_ident()
-        timer = threading.Timer(self.left, lambda: signal.pthread_kill(here, signal.SIGINT))
-        timer.daemon = True
-        # A process that was started in the background ignores Ctrl-C.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            signal.signal(signal.SIGINT, before)
+    encodes: bool = True
 
 
 def train(
@@ -156,7 +144,7 @@ def train(
 
     Args:
         task: what it shares with others.
-        method: ``AVB`` or a key of ``RIVALS``.
+        method: a key of ``CONTRASTS``, ``RIVALS`` or ``RELATIVES``.
         data: the minibatches, on the device.
         seed: of parameters, batches and noise.
         device: where to train.
@@ -168,9 +156,9 @@ def train(
     """
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    vae = VAE(task.decoder(), task.latent_dim).to(device)
+    vae = VAE(task.decoder(), task.latent_dim, task.likelihood()).to(device)
     clock = clock or Clock()
-    one = _train_avb if method == AVB else partial(_train_rival, method=method)
+    one = partial(_train_avb if method in CONTRASTS else _train_rival, method=method)
     return one(task, vae, data, seed, device, checkpoint, clock)
 
 
@@ -182,11 +170,17 @@ def _train_avb(
     device: str,
     checkpoint: Path | None,
     clock: Clock,
+    *,
+    method: str,
 ) -> Trained:
     sampler, recipe = task.sampler(), task.recipe
-    guide = AVBGuide(vae.model, sampler=sampler, adversary=task.adversary(), contrast=ConditionalGaussianContrast())
-    schedule = Schedule(kl_warm_up=recipe.warm_up, average=recipe.average or 0.0)
-    elbo = AdversarialELBO(adversary_batch=task.adversary_draws, adversary_lr=task.adversary_lr, schedule=schedule)
+    guide = AVBGuide(vae.model, sampler=sampler, adversary=task.adversary(), contrast=CONTRASTS[method]())
+    elbo = AdversarialELBO(
+        adversary_steps=task.adversary_steps,
+        adversary_batch=task.adversary_draws,
+        adversary_lr=task.adversary_lr,
+        schedule=task.schedule,
+    )
     with clock.interrupting():
         posterior = avbvi.fit(
             *(vae.model, data),
@@ -225,12 +219,23 @@ def _train_rival(
     *,
     method: str,
 ) -> Trained:
-    rival = RIVALS[method]
+    relative = RELATIVES.get(method)
+    rival = RIVALS[method if relative is None else relative.encoder]
     sampler = task.sampler()
     sampler.build(task.latent_dim)
     encoder = rival.encoder(task.body, task.latent_dim, parameter_count(sampler)).to(device)
-    parameters = [*vae.parameters(), *encoder.parameters()]
-    training = Training(rival.elbo(), vae.model, encoder.guide, data, parameters, task.recipe, seed=seed)
+    encodes = relative is None or relative.encodes
+    modules = [vae, encoder] if encodes else [vae]
+    training = Training(
+        rival.elbo() if relative is None else relative.loss(task.opponents()),
+        vae.model,
+        encoder.guide,
+        data,
+        [p for module in modules for p in module.parameters()],
+        task.recipe,
+        seed=seed,
+        modules=modules,
+    )
     if checkpoint is not None and checkpoint.exists():
         training.load_state_dict(torch.load(checkpoint, weights_only=True, map_location=device))
     done = training.run(clock.left)
@@ -239,7 +244,14 @@ def _train_rival(
     if not done:
         raise KeyboardInterrupt
     figures = {"parameters": encoder.sampling_parameters(), "train_seconds": training.seconds}
-    return Trained(vae, encoder.propose, None, figures)
+    if encodes:
+        return Trained(vae, encoder.propose, None, figures)
+    return Trained(vae, partial(draws_of_prior, vae), None, {**figures, "parameters": 0}, encodes=False)
+
+
+def draws_of_prior(vae: VAE, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    z = vae.prior(x).sample((n, len(x)))
+    return z, vae.prior(x).log_prob(z)
 
 
 @torch.no_grad()

@@ -32,9 +32,10 @@ from torch import Tensor
 from avbvi.amortised.adversaries import InnerProductAdversary
 from avbvi.arguments import device_of
 from benchmarks import image_figures, image_models, image_tables, record, runner
-from benchmarks.image_models import AVB, Clock, Task
+from benchmarks.image_models import AVB, Task
 from benchmarks.judging import Row
 from benchmarks.latent import Recipe
+from benchmarks.pieces import Clock
 from models.data import mnist
 from models.data.binarisation import DynamicBinarisation, StaticBinarisation
 from models.data.images import Split
