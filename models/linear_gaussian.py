@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor, nn
 
-from avbvi.arguments import integer
+from avbvi.arguments import integer, real_tensor
 
 from .encoders import Encoder
 from .minibatches import flat
@@ -78,19 +78,32 @@ class LinearConditional:
 
 
 class LinearDecoder(nn.Module):
-    """z (*batch, latent_dim) to (*batch, 2 n): W z + b, then the log-scales of the n coordinates; all are learned.
+    """z (*batch, latent_dim) to (*batch, 2 n): W z + b, then the log-scales of the n coordinates.
 
-    Goes with :func:`scaled_normal`. W starts at random by torch's rule for linear layers, the scales start at 1.
+    Goes with :func:`scaled_normal`. W starts at random by torch's rule for linear layers.
 
     Args:
         latent_dim: width of z.
         n_out: number n of coordinates of x.
+        scales: standard deviations of the n coordinates, which are not trained; ``None`` learns them, from 1. With
+            fewer than about d + sqrt(2 d) coordinates for d latents many W and scales have the same p(x) (Ledermann).
+
+    Raises:
+        ValueError: scales of another shape, or not positive.
     """
 
-    def __init__(self, latent_dim: int, n_out: int) -> None:
+    log_scale: Tensor
+
+    def __init__(self, latent_dim: int, n_out: int, scales: Tensor | None = None) -> None:
         super().__init__()
         self.linear = nn.Linear(integer("latent_dim", latent_dim, 1), integer("n_out", n_out, 1))
-        self.log_scale = nn.Parameter(torch.zeros(n_out))
+        if scales is None:
+            self.log_scale = nn.Parameter(torch.zeros(n_out))
+        else:
+            scales = real_tensor("scales", scales).to(self.linear.weight)
+            if tuple(scales.shape) != (n_out,) or not bool((scales > 0.0).all()):
+                raise ValueError(f"scales must be {n_out} positive numbers, found {scales}")
+            self.register_buffer("log_scale", scales.log())
 
     def forward(self, z: Tensor) -> Tensor:
         loc = self.linear(z)

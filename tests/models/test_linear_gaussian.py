@@ -130,6 +130,16 @@ def test_closed_forms_have_gradients_to_every_parameter() -> None:
             assert gradient.abs().max() > 1e-3
 
 
+def test_known_scales_are_not_trained() -> None:
+    scales = torch.tensor([0.5, 1.0, 2.0])
+    decoder = LinearDecoder(2, 3, scales)
+    assert {name for name, _ in decoder.named_parameters()} == {"linear.weight", "linear.bias"}
+    torch.testing.assert_close(decoder.conditional().covariance, scales.double().square().diag())
+    for wrong in (torch.ones(2), torch.tensor([1.0, 0.0, 1.0])):
+        with pytest.raises(ValueError, match="scales must be 3 positive numbers"):
+            LinearDecoder(2, 3, wrong)
+
+
 def test_shapes_that_do_not_fit() -> None:
     eye = torch.eye(2)
     with pytest.raises(ValueError, match=r"bias must have shape \(2,\) with a weight of \(2, 2\), found \(3,\)"):
