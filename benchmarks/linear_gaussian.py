@@ -34,7 +34,7 @@ SEEDS = 3
 STEPS, QUICK_STEPS = 1500, 100
 DATA, BATCH, RATE = 10_240, 256, 2e-2
 JUDGED = 100_000
-#: x | z of the data: z explains between a seventh and two fifths of the variance of a coordinate, .45 nats in all.
+#: x | z of the data: z explains .43, .24 and .17 of the variance of the coordinates, .49 nats in all.
 WEIGHT = ((1.0, 0.3), (-0.5, 0.8), (0.2, -0.6))
 BIAS = (0.5, -1.0, 0.3)
 SCALES = (1.2, 1.7, 1.4)
