@@ -39,13 +39,13 @@ def avb(records: Sequence[Row], target: str) -> str:
     return markdown(["objective", *(title for _, title, _ in AVB), "verdict by seed"], rows)
 
 
-def gaussians(records: Sequence[Row]) -> str:
+def gaussians(records: Sequence[Row], target: str) -> str:
     """The log-ratio of two normals: its mean absolute error at draws of q, median (range) over seeds."""
-    mine = [r for r in records if r["target"] == "gaussians"]
+    mine = [r for r in records if r["target"] == target]
     pairs = sorted({(r["dim"], r["kl"]) for r in mine if "error" not in r})
     rows = []
     for method, label in LABELS.items():
-        own = of(mine, "gaussians", method)
+        own = of(mine, target, method)
         if own:
             rows.append([label, *(_errors([r for r in own if (r.get("dim"), r.get("kl")) == at]) for at in pairs)])
     return markdown(["objective", *(f"{dim}-d, {kl:g} nats" for dim, kl in pairs)], rows)
