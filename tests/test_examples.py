@@ -99,3 +99,14 @@ def test_vae_digits(tmp_path: Path) -> None:
     assert "verdict: " in printed
     (evidence,) = (line for line in printed.splitlines() if line.startswith("log p(x) of 100 test digits:"))
     assert -64.0 < float(evidence.split(":")[1].split()[0]) < -20.0  # better than coins, worse than trained
+
+
+@pytest.mark.slow
+def test_relatives_digits(tmp_path: Path) -> None:
+    printed = run("relatives_digits.py", "--steps", "30", "--temperatures", "5", folder=tmp_path)
+    check_picture(tmp_path / "relatives_digits.png")
+    for name in ("AVB", "AS-VAE"):
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"{name}: log p(x) "))
+        evidence, score = (part.split("±")[0].split()[-1] for part in line.split(", inception score "))
+        assert -64.0 < float(evidence) < -20.0  # better than coins, worse than trained
+        assert 1.0 < float(score) < 7.0  # unseen digits have 7.4
