@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import digits as digits_board
 from benchmarks import figures, image_tables, latent_tables, mnist, objective_tables, record, tables, trust_tables
+from benchmarks import figures, image_tables, latent_tables, mnist, record, relative_tables, tables, trust_tables
 from benchmarks.tables import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +141,15 @@ def mnist_tables(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]
     return parts, {}
 
 
+def relatives(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
+    """The parts of the relatives' board: a table of each data set, and what order it shows; it draws its pictures."""
+    parts = {}
+    for target in dict.fromkeys(str(r["target"]) for r in records):
+        said = [relative_tables.table(records, target), relative_tables.order(records, target)]
+        parts[f"relatives {target}"] = "\n\n".join(filter(None, said))
+    return parts, {}
+
+
 def synthetic_vae(records: list[Row]) -> tuple[dict[str, str], dict[str, Figure]]:
     """The part of the synthetic example; its board draws the picture."""
     return {"synthetic vae": latent_tables.synthetic(records)}, {}
@@ -179,6 +189,7 @@ BOARDS = {
     "safety": safety,
     "digits": digits,
     "mnist": mnist_tables,
+    "relatives": relatives,
     "synthetic_vae": synthetic_vae,
     "objectives": objectives,
     "family": family,
