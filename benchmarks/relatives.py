@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -52,7 +53,8 @@ METHODS = (DATA, "vae", "iaf-vae", "avb", AVB, "as-vae-r", "as-vae-g", "as-vae",
 #: Methods that run on fewer seeds than the board's.
 MOST_SEEDS = {DATA: 1, "iaf-vae": 1}
 DEFAULT_TARGETS = ("digits",)
-QUICK_STEPS, QUICK_TEMPERATURES, QUICK_TEST, QUICK_SAMPLES, QUICK_CLASSIFIER = 10, 5, 8, 40, 30
+QUICK_STEPS, QUICK_BATCH, QUICK_CLASSIFIER = 10, 8, 30
+QUICK_TEMPERATURES, QUICK_TEST, QUICK_SAMPLES = 5, 8, 40
 SPLITS = 10
 #: Pictures of each method in the figure.
 SHOWN = 20
@@ -101,7 +103,7 @@ def classifier(target: str, folder: Path | None, device: str, quick: bool) -> nn
     return train_classifier(images, rule, steps=QUICK_CLASSIFIER) if quick else train_classifier(images, rule)
 
 
-def score(classify: nn.Module, x: Tensor) -> tuple[float, float]:
+def score(classify: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
     """Inception score of pictures in random order, with its standard error over splits."""
     return inception_score(classify, x.clamp(0.0, 1.0), splits=min(SPLITS, len(x) // 4))
 
@@ -126,8 +128,8 @@ def run(job: Job, setting: Setting) -> list[Row]:
         "matmul_seconds": matmul,
     }
     count = QUICK_SAMPLES if quick else target.samples
-    started, cpu = time.monotonic(), time.process_time()
     classify = classifier(job.target, setting.folder, setting.device, quick)
+    started, cpu = time.monotonic(), time.process_time()
     if job.method == DATA:
         pictures = held_out(target, split, count).to(setting.device)
         row["inception_score"], row["inception_score_stderr"] = score(classify, pictures)
@@ -186,7 +188,8 @@ def judged_run(
 def shared(target: Target, kind: str, quick: bool) -> Task:
     """The target's task, with the steps of a kind of device."""
     steps = QUICK_STEPS if quick else target.steps[kind]
-    return replace(target.task, recipe=replace(target.task.recipe, steps=steps))
+    task = replace(target.task, recipe=replace(target.task.recipe, steps=steps))
+    return replace(task, batch_size=QUICK_BATCH) if quick else task
 
 
 def annealed(

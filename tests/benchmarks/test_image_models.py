@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import digits, image_models, mnist
-from benchmarks.image_models import AVB, Clock, Task, Trained
+from benchmarks.image_models import AVB, Task, Trained
 from benchmarks.latent import Recipe
+from benchmarks.pieces import Clock
 from benchmarks.rivals.latent import RIVALS
 from models.data.images import Images
 from models.decoders import FullyConnectedDecoder

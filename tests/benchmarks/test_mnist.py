@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks import mnist, record
-from benchmarks.image_models import AVB, Clock
+from benchmarks.image_models import AVB
 from benchmarks.mnist import Options
+from benchmarks.pieces import Clock
 from models.data.images import Images, Split
 
 OPTIONS = Options(methods=("vae",), steps=2, test_images=3, temperatures=3)
