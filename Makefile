@@ -54,6 +54,7 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.safety million-steps
 	$(BIN)/python -m benchmarks.marginals
 	$(BIN)/python -m benchmarks.synthetic_vae
+	$(BIN)/python -m benchmarks.family
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.mnist --seeds 3 --test-images 256 --temperatures 200 --piece-minutes 120
 	$(BIN)/python -m benchmarks.report

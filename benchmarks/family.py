@@ -35,7 +35,7 @@ NAME = "family"
 CACHE = Path(__file__).resolve().parent / ".cache" / NAME
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
 SEEDS = 3
-STEPS, QUICK_STEPS = 2000, 100
+STEPS, QUICK_STEPS = 1200, 100
 #: Of the grid that the model is integrated over: models that lose an image have its posterior far out.
 REACH, POINTS, QUICK_POINTS = 9.0, 415, 101
 #: Methods in a line of the picture.

@@ -40,10 +40,10 @@ from models.vaes import VAE
 
 TARGET, UNSURE = example.TARGET, "unsure_2x2"
 #: Of the reparameterised pixels that a model gives its adversaries: black and white, with the gradient of grey ones.
-TEMPERATURE = 1.0
-#: Learning rate of a decoder that learns through its own draws; of one that learns by likelihood alone that of the
-#: synthetic board. A decoder faster than its adversary ends with one image.
-SIMULATED_RATE = 1e-3
+TEMPERATURE = 0.5
+#: Learning rates of a decoder that learns by likelihood alone, that of encoders, and of one that learns through its own
+#: draws: faster than its adversary it ends with one image.
+DECODER_RATE, SIMULATED_RATE = example.RATE, 1e-3
 #: Probability that a pixel is wrong, at least, on ``unsure_2x2``.
 LEAST_WRONG = 0.2
 
@@ -121,7 +121,7 @@ class Relative(NamedTuple):
 
     loss: Callable[[int], JointAdversarialLoss]
     encoder: Callable[[VAE], Trainable]
-    decoder_rate: float = example.DECODER_RATE
+    decoder_rate: float = DECODER_RATE
 
 
 #: Learning rate and number of steps of all adversaries, those of AVB on this example.
@@ -200,7 +200,14 @@ def without_density(trained: example.Trained) -> Fitted:
 
 def train_avb(seed: int, steps: int, contrast: Contrast, likelihood: Likelihood = bernoulli) -> Fitted:
     """AVB as on the synthetic board."""
-    return without_density(example.train_avb(seed, steps, contrast, model=lambda: make_vae(likelihood)))
+    return without_density(
+        example.train_avb(seed, steps, contrast, model=lambda: make_vae(likelihood), decoder_rate=DECODER_RATE)
+    )
+
+
+def train_flow(seed: int, steps: int, likelihood: Likelihood = bernoulli) -> Fitted:
+    """A VAE with the flow as encoder."""
+    return with_density(example.train_encoder(seed, steps, flow, lambda: make_vae(likelihood), DECODER_RATE))
 
 
 Train = Callable[[int, int], Fitted]
@@ -213,13 +220,14 @@ def _relative(name: str) -> Train:
 #: target -> method -> (seed, steps) -> what it trained.
 METHODS: dict[str, dict[str, Train]] = {
     TARGET: {
-        "vae": lambda seed, steps: with_density(example.train_vae(seed, steps, make_vae)),
-        "iaf-vae": lambda seed, steps: with_density(example.train_encoder(seed, steps, flow, make_vae)),
+        "vae": lambda seed, steps: with_density(example.train_vae(seed, steps, make_vae, DECODER_RATE)),
+        "iaf-vae": train_flow,
         "avb": lambda seed, steps: train_avb(seed, steps, PriorContrast()),
         "avb+ac": lambda seed, steps: train_avb(seed, steps, ConditionalGaussianContrast(draws=example.MOMENT_DRAWS)),
         **{name: _relative(name) for name in RELATIVES},
     },
     UNSURE: {
+        "iaf-vae": lambda seed, steps: train_flow(seed, steps, unsure),
         "avb": lambda seed, steps: train_avb(seed, steps, PriorContrast(), unsure),
         "aae": lambda seed, steps: train_relative(seed, steps, RELATIVES["aae"], unsure),
     },

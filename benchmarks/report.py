@@ -8,8 +8,17 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import digits as digits_board
-from benchmarks import figures, image_tables, latent_tables, mnist, objective_tables, record, tables, trust_tables
-from benchmarks import figures, image_tables, latent_tables, mnist, record, relative_tables, tables, trust_tables
+from benchmarks import (
+    figures,
+    image_tables,
+    latent_tables,
+    mnist,
+    objective_tables,
+    record,
+    relative_tables,
+    tables,
+    trust_tables,
+)
 from benchmarks.tables import Row
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -114,18 +114,22 @@ def encoder_budget() -> int:
     return parameter_count(sampler)
 
 
-def rates(vae: VAE, encoder: nn.Module | None, decoder_rate: float = DECODER_RATE) -> list[dict[str, Any]]:
+def rates(vae: VAE, encoder: nn.Module | None, decoder_rate: float) -> list[dict[str, Any]]:
     """Groups of parameters for Adam: encoder, if there is one, and decoder have rates of their own."""
     groups: list[dict[str, Any]] = [] if encoder is None else [{"params": list(encoder.parameters())}]
     return [*groups, {"params": list(vae.parameters()), "lr": decoder_rate}]
 
 
 def train_encoder(
-    seed: int, steps: int, make: Callable[[int], Encoder], model: Callable[[], VAE] | None = None
+    seed: int,
+    steps: int,
+    make: Callable[[int], Encoder],
+    model: Callable[[], VAE] | None = None,
+    decoder_rate: float = DECODER_RATE,
 ) -> Trained:
     """Encoder with a density, made from a budget of parameters, trained by the plain ELBO.
 
-    ``model`` makes another VAE than the board's, here and below.
+    ``model`` makes another VAE than the board's, ``decoder_rate`` is its learning rate, here and below.
     """
     pyro.set_rng_seed(seed)
     vae, x = (model or make_vae)(), one_hot_images()
@@ -135,7 +139,7 @@ def train_encoder(
         vae.model,
         encoder.guide,
         [x],
-        rates(vae, encoder),
+        rates(vae, encoder, decoder_rate),
         latent.Recipe(steps, lr=RATE, average=AVERAGE),
         seed=seed,
     )
@@ -144,9 +148,11 @@ def train_encoder(
     return Trained(vae, lambda n: posterior.sample(torch.Size((n,))), posterior.log_prob, {})
 
 
-def train_vae(seed: int, steps: int, model: Callable[[], VAE] | None = None) -> Trained:
+def train_vae(
+    seed: int, steps: int, model: Callable[[], VAE] | None = None, decoder_rate: float = DECODER_RATE
+) -> Trained:
     """Gaussian encoder with diagonal covariance, trained by the plain ELBO."""
-    return train_encoder(seed, steps, gaussian_encoder, model)
+    return train_encoder(seed, steps, gaussian_encoder, model, decoder_rate)
 
 
 def train_avb(
@@ -154,7 +160,9 @@ def train_avb(
     steps: int,
     contrast: Contrast,
     adversary: InnerProductAdversary | None = None,
+    *,
     model: Callable[[], VAE] | None = None,
+    decoder_rate: float = DECODER_RATE,
 ) -> Trained:
     """Encoder without density: noise goes into every layer, the adversary learns its log-ratio to the contrast."""
     pyro.set_rng_seed(seed)
@@ -169,7 +177,7 @@ def train_avb(
         num_particles=DRAWS, adversary_batch=DRAWS, adversary_lr=ADVERSARY_RATE, schedule=Schedule(average=AVERAGE)
     )
     posterior = avbvi.fit(
-        vae.model, x, guide=guide, elbo=elbo, lr=RATE, model_lr=DECODER_RATE, steps=steps, seed=seed, progress=False
+        vae.model, x, guide=guide, elbo=elbo, lr=RATE, model_lr=decoder_rate, steps=steps, seed=seed, progress=False
     )
     return Trained(
         vae,

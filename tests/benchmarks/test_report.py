@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import digits, mnist, record, report
+from benchmarks import digits, family_methods, mnist, record, report
 
 
 def test_insert_replaces_only_between_its_markers() -> None:
@@ -51,3 +51,14 @@ def test_boards_of_pictures_have_a_place_for_every_table() -> None:
     assert ("-99.00" in parts["mnist cpu table 3a"], "-85.00" in parts["mnist cpu table 3a"]) == (True, False)
     assert "-85.0 |" in parts["mnist cuda table 3a"]  # the paper's
     report.fill(pages, parts)
+
+
+def test_the_familys_page_has_a_place_for_both_targets() -> None:
+    rows = [
+        {"target": target, "method": method, "seed": 0, "log_likelihood": -1.5}
+        for target, methods in family_methods.METHODS.items()
+        for method in methods
+    ]
+    parts, _ = report.BOARDS["family"](rows)
+    assert set(parts) == {"family", "family unsure"}
+    report.fill({page: page.read_text("utf-8") for page in report.PAGES}, parts)
