@@ -142,7 +142,7 @@ def planes(
 
 
 def _column(axes: Sequence[Axes], drawn: Mapping[str, Tensor], laws: Sequence[str]) -> None:
-    """One method's panels; empty without frame where it has no such law."""
+    """One method's panels; without frame where it has no such law, and empty where there is no method."""
     for ax, law in zip(axes, laws, strict=True):
         ax.set_aspect("equal")
         ax.set_xlim(-PLANE, PLANE)
@@ -151,6 +151,8 @@ def _column(axes: Sequence[Axes], drawn: Mapping[str, Tensor], laws: Sequence[st
         if law not in drawn:
             ax.spines[["left", "bottom"]].set_visible(False)
             ax.tick_params(bottom=False, left=False, labelbottom=False, labelleft=False)
+            if drawn:
+                ax.text(0.0, 0.0, "none", color="0.5", ha="center", va="center")
             continue
         for i, colour in zip(range(drawn[law].shape[1]), COLOURS, strict=False):
             x, y = drawn[law][:, i].double().unbind(-1)

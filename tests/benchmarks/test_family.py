@@ -238,6 +238,7 @@ def test_a_picture_in_lines_shows_the_laws_that_there_are() -> None:
     assert [ax.get_title() for ax in axes[0]] == ["A", "b"]
     assert axes[2][0].get_title() == "c"
     assert [[len(ax.lines) for ax in line] for line in axes] == [[4, 4], [4, 4], [0, 0], [4, 0]]
+    assert [[text.get_text() for text in ax.texts] for ax in axes[2]] == [["none"], []]
     assert [line[0].get_ylabel() for line in axes] == ["encoder", "posterior"] * 2
     shown = torch.as_tensor(axes[3][0].lines[1].get_xydata())
     torch.testing.assert_close(shown, drawn["c"]["posterior"][:, 1].double())
