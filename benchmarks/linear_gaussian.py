@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro
@@ -22,7 +23,14 @@ from pyro.distributions import MultivariateNormal
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
-from avbvi.joint import GenerationELBO, JointAdversarialLoss, Pairs, ReconstructionELBO, SymmetricAdversarialELBO
+from avbvi.joint import (
+    GenerationELBO,
+    JointAdversarialLoss,
+    JointDraws,
+    Pairs,
+    ReconstructionELBO,
+    SymmetricAdversarialELBO,
+)
 from benchmarks import latent, record, runner
 from benchmarks.judging import Row
 from benchmarks.runner import Job
@@ -44,6 +52,7 @@ LOSSES: dict[str, Callable[[int], ELBO]] = {
     "as-vae-g": lambda steps: GenerationELBO(steps=steps),
     "as-vae": lambda steps: SymmetricAdversarialELBO(steps=steps),
 }
+Asked = Callable[[Tensor], JointDraws]
 #: Which of f1 and f2 the games of a loss learn.
 RATIOS = {"vae": (), "as-vae-r": ("f1",), "as-vae-g": ("f2",), "as-vae": ("f1", "f2")}
 KEYS = (
@@ -63,8 +72,13 @@ def data_law() -> MultivariateNormal:
     return truth().marginal(MultivariateNormal(torch.zeros(d), torch.eye(d)))
 
 
-def adversary_errors(loss: JointAdversarialLoss, ratios: Sequence[str], laws: Laws, draws: int) -> Row:
-    """Mean |T - f*| of each game, over the joint law and the product of marginals that it tells apart."""
+def adversary_errors(
+    loss: JointAdversarialLoss, ratios: Sequence[str], laws: Laws, draws: int, asked: Asked | None = None
+) -> Row:
+    """Mean |T - f*| of each game, over the joint law and the product of marginals that it tells apart.
+
+    ``asked`` gives a loss that knows densities its modules' draws for data.
+    """
     x, prior = laws.data.sample((draws,)), laws.prior.sample((draws,))
     encoded = Pairs(x, laws.encoding.given(x).sample())
     decoded = Pairs(laws.decoding.given(prior).sample(), prior)
@@ -73,10 +87,11 @@ def adversary_errors(loss: JointAdversarialLoss, ratios: Sequence[str], laws: La
         "f2": (laws.decoded_ratio, decoded, Pairs(x, laws.aggregate.sample((draws,)))),
     }
     row: Row = {}
+    there = None if asked is None else asked(x.float())
     for game, name in zip(loss.games, ratios, strict=True):
         exact, joint, product = samples[name]
         for kind, pairs in (("joint", joint), ("product", product)):
-            t = game.log_ratio(Pairs(pairs.x.float(), pairs.z.float()))
+            t = game.log_ratio(Pairs(pairs.x.float(), pairs.z.float()), there)
             row[f"error_{name}_{kind}"] = float((t.double() - exact(*pairs)).abs().mean())
     return row
 
@@ -102,8 +117,11 @@ def train(method: str, seed: int, steps: int) -> Row:
     latent.train(loss, vae.model, encoder.guide, x.split(BATCH), parameters, latent.Recipe(steps, lr=RATE), seed=seed)
     with torch.no_grad():
         laws = laws_of(decoder, data, encoder)
-        errors = adversary_errors(loss, RATIOS[method], laws, JUDGED) if isinstance(loss, JointAdversarialLoss) else {}
-        return divergences(laws) | errors
+        row = divergences(laws)
+        if isinstance(loss, JointAdversarialLoss):
+            asked = partial(loss.draws, vae.model, encoder.guide)
+            row |= adversary_errors(loss, RATIOS[method], laws, JUDGED, asked)
+    return row
 
 
 def run(job: Job) -> list[Row]:

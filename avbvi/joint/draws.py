@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -153,13 +154,15 @@ class JointDraws:
         Raises:
             ModelError: the guide has no density, or none at latents that it did not draw itself.
         """
-        refuse_implicit(self.guide)
         pairs = self.decoded
-        given = (pairs.x.reshape(data_of(self.args).shape), *self.args[1:])
-        values = {name: self._simulation.nodes[name]["value"] for name in self.reading.latents}
+        return self._encoding(pairs.x, {name: self._simulation.nodes[name]["value"] for name in self.reading.latents})
+
+    def _encoding(self, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+        """log q(z | x) of the sites' values, (B,)."""
+        refuse_implicit(self.guide)
         conditioned = poutine.condition(self.guide, data=values)
         try:
-            trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(*given, **self.kwargs))
+            trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(*self._about(x), **self.kwargs))
             check_density(trace, self.reading.latents)
             terms = [self._by_datum(trace.nodes[name]) for name in self.reading.latents]
         except NotImplementedError as error:
@@ -197,6 +200,44 @@ class JointDraws:
         order = torch.randperm(len(self.x), device=self.x.device)
         return Pairs(self.x[order.roll(1)], self.encoded.z[order])
 
+    # -- densities at any pairs -----------------------------------------------------------------------
+
+    def log_likelihood_at(self, pairs: Pairs) -> Tensor:
+        """log p(x | z) at any pairs, (B,), differentiable in the pairs alone."""
+
+        def value(x: Tensor, z: Tensor) -> Tensor:
+            conditioned = poutine.condition(self.reading.model, data=self._values(z))
+            trace = poutine.trace(conditioned).get_trace(*self._about(x), **self.kwargs)
+            return self._by_datum(trace.nodes[self.reading.observed])
+
+        return _path_only(value, pairs)
+
+    def log_encoding_ratio_at(self, pairs: Pairs) -> Tensor:
+        """log q(z | x) - log p(z) at any pairs, (B,), differentiable in the pairs alone.
+
+        Raises:
+            ModelError: the guide has no density, or none at latents that it did not draw itself.
+        """
+
+        def value(x: Tensor, z: Tensor) -> Tensor:
+            values = self._values(z)
+            traced = poutine.trace(StopAfter(self.reading.latents)(poutine.condition(self.reading.model, data=values)))
+            with suppress(Reached):
+                traced.get_trace(*self._about(x), **self.kwargs)
+            prior = [self._by_datum(traced.trace.nodes[name]) for name in self.reading.latents]
+            return self._encoding(x, values) - torch.stack(prior).sum(0)
+
+        return _path_only(value, pairs)
+
+    def _about(self, x: Tensor) -> tuple[Any, ...]:
+        """The arguments, with other data (B, n)."""
+        return (x.reshape(data_of(self.args).shape), *self.args[1:])
+
+    def _values(self, z: Tensor) -> dict[str, Tensor]:
+        """The latent sites' values of vectors (B, dim)."""
+        values, _ = self._layout.constrain(z)
+        return {site.name: self._layout.in_plate(values[site.name], site) for site in self._layout.sites}
+
     # -- readings of traces ---------------------------------------------------------------------------
 
     @property
@@ -231,6 +272,23 @@ class JointDraws:
                 f"the {len(self.x)} data; declare what belongs to one datum as its event (to_event)"
             )
         return log_prob.reshape(len(self.x))
+
+
+def _path_only(log_density: Callable[[Tensor, Tensor], Tensor], pairs: Pairs) -> Tensor:
+    """A log-density of pairs (B,) with its gradient in them, but none in any parameter; first derivatives only."""
+    if not (torch.is_grad_enabled() and (pairs.x.requires_grad or pairs.z.requires_grad)):
+        with torch.no_grad(), poutine.block():
+            return log_density(pairs.x, pairs.z)
+    with torch.enable_grad(), poutine.block():
+        leaves = [part.detach().requires_grad_() for part in pairs]
+        value = log_density(*leaves)
+        slopes = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+    result = value.detach()
+    for part, leaf, slope in zip(pairs, leaves, slopes, strict=True):
+        if slope is not None:
+            # Zero in value, the slope in gradient.
+            result = result + (slope * (part - leaf.detach())).sum(-1)
+    return result
 
 
 def _is_data(node: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -12,11 +13,16 @@ from torch.func import functional_call
 from ..adversaries import Adversary
 from ..amortised.adversaries import ConditionalAdversary
 from ..arguments import instance
+from ..errors import ModelError
 from ..module_states import check_state
 from ..optimisers import AdversaryAdam
 from .draws import JointDraws, Pairs
 
 Sample = Callable[[JointDraws], Pairs]
+#: The part of a log-ratio that densities tell, at pairs (B,).
+Known = Callable[[JointDraws, Pairs], Tensor]
+#: How fast the mean of what is known is followed.
+FOLLOW = 0.02
 
 
 def encoded(draws: JointDraws) -> Pairs:
@@ -42,6 +48,16 @@ def model_marginals(draws: JointDraws) -> Pairs:
 def data_and_prior(draws: JointDraws) -> Pairs:
     """q(x) p(z): either part is as good as the other where only one is seen."""
     return Pairs(draws.x, draws.prior)
+
+
+def encoding_ratio(draws: JointDraws, pairs: Pairs) -> Tensor:
+    """log q(z | x) - log p(z)."""
+    return draws.log_encoding_ratio_at(pairs)
+
+
+def likelihood(draws: JointDraws, pairs: Pairs) -> Tensor:
+    """log p(x | z)."""
+    return draws.log_likelihood_at(pairs)
 
 
 class View(Protocol):
@@ -100,17 +116,32 @@ class SeesData:
 class Game:
     """An adversary that learns log u - log v from draws of u and of v.
 
+    Where densities tell a part k of it, log u - log v = k - c + T, with c the running mean of k over u: the adversary
+    only has to learn what they leave.
+
     Args:
         adversary: the network, with its objective.
         sees: what it sees of a pair.
         upper, lower: u and v.
         lr: its learning rate.
+        known: k; ``None`` leaves all to the adversary.
+        needed: whether to raise where k can't be evaluated, instead of doing without.
 
     Raises:
         TypeError: an adversary of another kind.
     """
 
-    def __init__(self, adversary: Adversary, sees: View, upper: Sample, lower: Sample, lr: float) -> None:
+    def __init__(
+        self,
+        adversary: Adversary,
+        sees: View,
+        upper: Sample,
+        lower: Sample,
+        lr: float,
+        *,
+        known: Known | None = None,
+        needed: bool = False,
+    ) -> None:
         instance("adversary", adversary, sees.kind, f"{sees.what}, a {sees.kind.__name__}")
         if sees.kind is Adversary and isinstance(adversary, ConditionalAdversary):
             raise TypeError(
@@ -120,6 +151,8 @@ class Game:
         self.adversary, self.sees = adversary, sees
         self.upper, self.lower = upper, lower
         self.lr = lr
+        self.known, self.needed = known, needed
+        self._mean, self._looks = 0.0, 0
         self.adam: AdversaryAdam | None = None
 
     def build(self, draws: JointDraws) -> None:
@@ -132,17 +165,35 @@ class Game:
         self.sees.build(self.adversary, pairs)
         if self.adam is not None:
             return
+        if self.known is not None and not self.needed:
+            try:
+                self.known(draws, pairs)
+            except ModelError:
+                self.known = None
         self.adversary.to(device=pairs.x.device, dtype=pairs.x.dtype)
         self.adam = AdversaryAdam(list(self.adversary.parameters()), self.lr)
 
-    def log_ratio(self, pairs: Pairs) -> Tensor:
-        """Learned log u - log v at pairs, (B,); differentiable in the pairs alone, without dropout."""
+    def log_ratio(self, pairs: Pairs, draws: JointDraws | None = None) -> Tensor:
+        """Learned log u - log v at pairs, (B,); differentiable in the pairs alone, without dropout.
+
+        Args:
+            pairs: where.
+            draws: any of the model and guide, of as many data (``loss.draws(model, guide, x)``); needed where densities
+                tell a part.
+
+        Raises:
+            ValueError: there are no draws where they are needed.
+        """
+        if self.known is not None and draws is None:
+            raise ValueError("draws are needed, as densities tell a part of the log-ratio: loss.draws(model, guide, x)")
         adversary = self.adversary
         training = adversary.training
         adversary.eval()
         fixed = {name: p.detach() for name, p in adversary.named_parameters()}
         t: Tensor = functional_call(adversary, fixed, self.sees.inputs(pairs))
         adversary.train(training)
+        if self.known is not None and draws is not None:
+            t = t + self.known(draws, pairs) - self._mean
         return adversary.objective.log_ratio(t)
 
     def loss(self, draws: JointDraws) -> Tensor:
@@ -152,9 +203,22 @@ class Game:
         n = len(upper.x)
         # One pass for both, as either half costs as much as the whole where networks are small.
         both = Pairs(torch.cat([upper.x, lower.x]).detach(), torch.cat([upper.z, lower.z]).detach())
+        offset = None if self.known is None else self._offset(self.known, draws, upper, lower)
         with torch.enable_grad():
             t = adversary(*self.sees.inputs(both))
+            if offset is not None:
+                t = t + offset
             return adversary.objective.loss(t[:n], t[n:])
+
+    @torch.no_grad()
+    def _offset(self, known: Known, draws: JointDraws, upper: Pairs, lower: Pairs) -> Tensor:
+        """What is known at both samples, less its mean over the upper one, which is followed."""
+        k = [known(draws, pairs) for pairs in (upper, lower)]
+        mean = float(k[0].mean())
+        if math.isfinite(mean):
+            self._looks += 1
+            self._mean += max(FOLLOW, 1.0 / self._looks) * (mean - self._mean)
+        return torch.cat(k) - self._mean
 
     def step(self, draws: JointDraws, factor: float) -> bool:
         """One step of the adversary at ``factor`` times its rate; False, and no step, where draws are not finite."""
@@ -162,9 +226,9 @@ class Game:
         return self.adam.move(self.loss(draws), factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Adversary and optimiser."""
+        """Adversary, optimiser, and the mean of what densities tell."""
         adam = None if self.adam is None else self.adam.state_dict()
-        return {"adversary": self.adversary.state_dict(), "adam": adam}
+        return {"adversary": self.adversary.state_dict(), "adam": adam, "mean": self._mean, "looks": self._looks}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise unless this built game can take a state.
@@ -181,3 +245,4 @@ class Game:
         assert self.adam is not None
         self.adversary.load_state_dict(state["adversary"])
         self.adam.load_state_dict(state["adam"])
+        self._mean, self._looks = state["mean"], state["looks"]

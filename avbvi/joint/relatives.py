@@ -53,7 +53,7 @@ class AdversarialAutoencoderLoss(JointAdversarialLoss):
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (game,) = self.games
-        return weight * game.log_ratio(draws.encoded) - draws.log_likelihood
+        return weight * game.log_ratio(draws.encoded, draws) - draws.log_likelihood
 
 
 class AdversarialInferenceLoss(JointAdversarialLoss):
@@ -91,7 +91,7 @@ class AdversarialInferenceLoss(JointAdversarialLoss):
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (game,) = self.games
-        t_q, t_p = game.log_ratio(draws.encoded), game.log_ratio(draws.decoded)
+        t_q, t_p = game.log_ratio(draws.encoded, draws), game.log_ratio(draws.decoded, draws)
         return functional.softplus(t_q) + functional.softplus(-t_p)
 
 
@@ -132,7 +132,7 @@ class GenerativeAdversarialLoss(JointAdversarialLoss):
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (game,) = self.games
-        return functional.softplus(-game.log_ratio(draws.decoded))
+        return functional.softplus(-game.log_ratio(draws.decoded, draws))
 
     def reconstruction_terms(self, draws: JointDraws) -> Tensor:
         raise TypeError("a GAN has no encoder, so that it reconstructs nothing; judge its samples instead")

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ..adversaries import Adversary
 from ..amortised.adversaries import JointAdversary
-from ..arguments import found, positive_number
+from ..arguments import flag, found, positive_number
 from ..schedules import Schedule
 from .draws import JointDraws
-from .games import Game, SeesPairs, decoded, encoded, encoder_marginals, model_marginals
+from .games import Game, SeesPairs, decoded, encoded, encoder_marginals, encoding_ratio, likelihood, model_marginals
 from .loss import JointAdversarialLoss
 
 ADVERSARY_LR = 2e-3
@@ -20,26 +20,34 @@ def pair_adversary() -> Adversary:
     return JointAdversary(quadratic=True)
 
 
-def encoder_game(adversary: Adversary | None, lr: float) -> Game:
-    """f1 = log q(x, z) - log p(x) p(z) (eq. 5)."""
+def encoder_game(adversary: Adversary | None, lr: float, densities: bool | None) -> Game:
+    """f1 = log q(x, z) - log p(x) p(z) (eq. 5), of which log q(z | x) - log p(z) may be known."""
     return Game(
         pair_adversary() if adversary is None else adversary,
         SeesPairs(),
         encoded,
         model_marginals,
         positive_number("adversary_lr", lr),
+        known=None if densities is False else encoding_ratio,
+        needed=densities is True,
     )
 
 
-def decoder_game(adversary: Adversary | None, lr: float) -> Game:
-    """f2 = log p(x, z) - log q(x) q(z) (eq. 6)."""
+def decoder_game(adversary: Adversary | None, lr: float, densities: bool | None) -> Game:
+    """f2 = log p(x, z) - log q(x) q(z) (eq. 6), of which log p(x | z) is known."""
     return Game(
         pair_adversary() if adversary is None else adversary,
         SeesPairs(),
         decoded,
         encoder_marginals,
         positive_number("adversary_lr", lr),
+        known=None if densities is False else likelihood,
+        needed=densities is True,
     )
+
+
+def _checked(densities: bool | None) -> bool | None:
+    return None if densities is None else flag("densities", densities)
 
 
 class ReconstructionELBO(JointAdversarialLoss):
@@ -47,12 +55,15 @@ class ReconstructionELBO(JointAdversarialLoss):
 
     f1 learns log q(x, z) - log p(x) p(z). To the encoder its gradient is that of log q(z | x) - log p(z), so that it
     learns as in AVB with the prior as contrast: KL(q(x, z), p(x, z)) is what is minimised, in both. The encoder needs
-    no density: an :class:`~avbvi.AVBGuide` whose sampler takes a context will do.
+    no density: an :class:`~avbvi.AVBGuide` whose sampler takes a context will do. Where it has one,
+    f1 = log q(z | x) - log p(z) + T, and the adversary T has log q(x) - log p(x) left to learn.
 
     Args:
         adversary: f1; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        densities: let the adversary learn only what known densities leave (see above); by default where the guide's can
+            be evaluated at any latents. False leaves all to the adversary, as the paper does.
     """
 
     def __init__(
@@ -64,9 +75,10 @@ class ReconstructionELBO(JointAdversarialLoss):
         adversary_lr: float = ADVERSARY_LR,
         pretrain_steps: int = 100,
         schedule: Schedule | None = None,
+        densities: bool | None = None,
     ) -> None:
         super().__init__(
-            [encoder_game(adversary, adversary_lr)],
+            [encoder_game(adversary, adversary_lr, _checked(densities))],
             steps=steps,
             adversary_steps=adversary_steps,
             pretrain_steps=pretrain_steps,
@@ -75,19 +87,22 @@ class ReconstructionELBO(JointAdversarialLoss):
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (f1,) = self.games
-        return weight * f1.log_ratio(draws.encoded) - draws.log_likelihood
+        return weight * f1.log_ratio(draws.encoded, draws) - draws.log_likelihood
 
 
 class GenerationELBO(JointAdversarialLoss):
     """AS-VAE-g: E_p(x, z)[log q(z | x) - f2(x, z)], the half that learns to generate (eq. 9).
 
     f2 learns log p(x, z) - log q(x) q(z); KL(p(x, z), q(x, z)) is what is minimised. The decoder has to be
-    reparameterised, and the encoder to have a density at any z.
+    reparameterised, and the encoder to have a density at any z. f2 = log p(x | z) + T up to a constant: the adversary T
+    has log p(z) - log q(z) - log q(x) left to learn.
 
     Args:
         adversary: f2; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        densities: let the adversary learn only what known densities leave (see above); by default where the guide's can
+            be evaluated at any latents. False leaves all to the adversary, as the paper does.
     """
 
     def __init__(
@@ -99,9 +114,10 @@ class GenerationELBO(JointAdversarialLoss):
         adversary_lr: float = ADVERSARY_LR,
         pretrain_steps: int = 100,
         schedule: Schedule | None = None,
+        densities: bool | None = None,
     ) -> None:
         super().__init__(
-            [decoder_game(adversary, adversary_lr)],
+            [decoder_game(adversary, adversary_lr, _checked(densities))],
             steps=steps,
             adversary_steps=adversary_steps,
             pretrain_steps=pretrain_steps,
@@ -110,7 +126,7 @@ class GenerationELBO(JointAdversarialLoss):
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (f2,) = self.games
-        return weight * f2.log_ratio(draws.decoded) - draws.log_encoding
+        return weight * f2.log_ratio(draws.decoded, draws) - draws.log_encoding
 
     def reconstruction_terms(self, draws: JointDraws) -> Tensor:
         return -draws.log_encoding
@@ -119,12 +135,15 @@ class GenerationELBO(JointAdversarialLoss):
 class SymmetricAdversarialELBO(JointAdversarialLoss):
     """AS-VAE: the sum of both halves (eq. 11), which minimises the symmetric KL divergence of q(x, z) and p(x, z).
 
-    The decoder has to be reparameterised, and the encoder to have a density at any z.
+    The decoder has to be reparameterised, and the encoder to have a density at any z. What f1 and f2 are made of is in
+    :class:`ReconstructionELBO` and :class:`GenerationELBO`.
 
     Args:
         adversaries: f1 and f2; two :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of their Adams (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        densities: let the adversary learn only what known densities leave (see above); by default where the guide's can
+            be evaluated at any latents. False leaves all to the adversary, as the paper does.
 
     Raises:
         TypeError: ``adversaries`` is no pair of adversaries of (x, z).
@@ -139,13 +158,14 @@ class SymmetricAdversarialELBO(JointAdversarialLoss):
         adversary_lr: float = ADVERSARY_LR,
         pretrain_steps: int = 100,
         schedule: Schedule | None = None,
+        densities: bool | None = None,
     ) -> None:
         if adversaries is not None and not (isinstance(adversaries, tuple | list) and len(adversaries) == 2):
             many = f"{len(adversaries)} of them" if isinstance(adversaries, tuple | list) else found(adversaries)
             raise TypeError(f"adversaries must be a pair (f1, f2), found {many}")
         f1, f2 = (None, None) if adversaries is None else adversaries
         super().__init__(
-            [encoder_game(f1, adversary_lr), decoder_game(f2, adversary_lr)],
+            [encoder_game(f1, adversary_lr, _checked(densities)), decoder_game(f2, adversary_lr, densities)],
             steps=steps,
             adversary_steps=adversary_steps,
             pretrain_steps=pretrain_steps,
@@ -154,7 +174,7 @@ class SymmetricAdversarialELBO(JointAdversarialLoss):
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         f1, f2 = self.games
-        ratios = f1.log_ratio(draws.encoded) + f2.log_ratio(draws.decoded)
+        ratios = f1.log_ratio(draws.encoded, draws) + f2.log_ratio(draws.decoded, draws)
         return weight * ratios - draws.log_likelihood - draws.log_encoding
 
     def reconstruction_terms(self, draws: JointDraws) -> Tensor:

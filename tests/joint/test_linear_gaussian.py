@@ -38,15 +38,15 @@ DRAWS = 100_000
 
 
 def reconstruction(laws: Laws) -> ReconstructionELBO:
-    return ReconstructionELBO(ExactPairs(laws.encoded_ratio))
+    return ReconstructionELBO(ExactPairs(laws.encoded_ratio), densities=False)
 
 
 def generation(laws: Laws) -> GenerationELBO:
-    return GenerationELBO(ExactPairs(laws.decoded_ratio))
+    return GenerationELBO(ExactPairs(laws.decoded_ratio), densities=False)
 
 
 def symmetric(laws: Laws) -> SymmetricAdversarialELBO:
-    return SymmetricAdversarialELBO((ExactPairs(laws.encoded_ratio), ExactPairs(laws.decoded_ratio)))
+    return SymmetricAdversarialELBO((ExactPairs(laws.encoded_ratio), ExactPairs(laws.decoded_ratio)), densities=False)
 
 
 def autoencoder(laws: Laws) -> AdversarialAutoencoderLoss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -81,10 +82,11 @@ def test_laws_and_adversaries_are_recovered(
         begun = laws_of(decoder, data_law(), encoder)
     assert begun.kl_encoded() > 1.0
     loss = make(STEPS)
-    train(loss, linear_vae(decoder), encoder.guide, STEPS)
+    vae = linear_vae(decoder)
+    train(loss, vae, encoder.guide, STEPS)
     with torch.no_grad():
         laws = laws_of(decoder, data_law(), encoder)
-        errors = adversary_errors(loss, ratios, laws, 50_000)
+        errors = adversary_errors(loss, ratios, laws, 50_000, partial(loss.draws, vae.model, encoder.guide))
     assert_recovered(laws)
     assert len(errors) == 2 * len(ratios)
     assert all(error <= ACCURATE for error in errors.values()), errors
