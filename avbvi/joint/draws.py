@@ -200,17 +200,14 @@ class JointDraws:
         order = torch.randperm(len(self.x), device=self.x.device)
         return Pairs(self.x[order.roll(1)], self.encoded.z[order])
 
+    @cached_property
+    def encoded_simulations(self) -> Pairs:
+        """x ~ p(x), z ~ q(z | x)."""
+        x = self.decoded.x
+        trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*self._about(x), **self.kwargs))
+        return Pairs(x, self._vectors(trace, "guide"))
+
     # -- densities at any pairs -----------------------------------------------------------------------
-
-    def log_likelihood_at(self, pairs: Pairs) -> Tensor:
-        """log p(x | z) at any pairs, (B,), differentiable in the pairs alone."""
-
-        def value(x: Tensor, z: Tensor) -> Tensor:
-            conditioned = poutine.condition(self.reading.model, data=self._values(z))
-            trace = poutine.trace(conditioned).get_trace(*self._about(x), **self.kwargs)
-            return self._by_datum(trace.nodes[self.reading.observed])
-
-        return _path_only(value, pairs)
 
     def log_encoding_ratio_at(self, pairs: Pairs) -> Tensor:
         """log q(z | x) - log p(z) at any pairs, (B,), differentiable in the pairs alone.

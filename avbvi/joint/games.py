@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +18,16 @@ from ..optimisers import AdversaryAdam
 from .draws import JointDraws, Pairs
 
 Sample = Callable[[JointDraws], Pairs]
-#: The part of a log-ratio that densities tell, at pairs (B,).
-Known = Callable[[JointDraws, Pairs], Tensor]
-#: How fast the mean of what is known is followed.
-FOLLOW = 0.02
+
+
+class JointContrast(NamedTuple):
+    """A law r that takes the place of v, which it is nearer to u than: what adaptive contrast is to joint laws.
+
+    ``sample`` draws from r; ``log_ratio`` is log r - log v at pairs (B,), which densities tell.
+    """
+
+    sample: Sample
+    log_ratio: Callable[[JointDraws, Pairs], Tensor]
 
 
 def encoded(draws: JointDraws) -> Pairs:
@@ -33,6 +38,11 @@ def encoded(draws: JointDraws) -> Pairs:
 def decoded(draws: JointDraws) -> Pairs:
     """p(z) p(x | z)."""
     return draws.decoded
+
+
+def encoded_simulations(draws: JointDraws) -> Pairs:
+    """p(x) q(z | x)."""
+    return draws.encoded_simulations
 
 
 def encoder_marginals(draws: JointDraws) -> Pairs:
@@ -53,11 +63,6 @@ def data_and_prior(draws: JointDraws) -> Pairs:
 def encoding_ratio(draws: JointDraws, pairs: Pairs) -> Tensor:
     """log q(z | x) - log p(z)."""
     return draws.log_encoding_ratio_at(pairs)
-
-
-def likelihood(draws: JointDraws, pairs: Pairs) -> Tensor:
-    """log p(x | z)."""
-    return draws.log_likelihood_at(pairs)
 
 
 class View(Protocol):
@@ -116,16 +121,15 @@ class SeesData:
 class Game:
     """An adversary that learns log u - log v from draws of u and of v.
 
-    Where densities tell a part k of it, log u - log v = k - c + T, with c the running mean of k over u: the adversary
-    only has to learn what they leave.
+    With a contrast r it is told u from r, and log u - log v is what it learns of log u - log r, plus log r - log v.
 
     Args:
         adversary: the network, with its objective.
         sees: what it sees of a pair.
         upper, lower: u and v.
         lr: its learning rate.
-        known: k; ``None`` leaves all to the adversary.
-        needed: whether to raise where k can't be evaluated, instead of doing without.
+        contrast: r; ``None`` leaves all to the adversary.
+        needed: whether to raise where r has no density that can be evaluated, instead of doing without it.
 
     Raises:
         TypeError: an adversary of another kind.
@@ -139,7 +143,7 @@ class Game:
         lower: Sample,
         lr: float,
         *,
-        known: Known | None = None,
+        contrast: JointContrast | None = None,
         needed: bool = False,
     ) -> None:
         instance("adversary", adversary, sees.kind, f"{sees.what}, a {sees.kind.__name__}")
@@ -151,8 +155,7 @@ class Game:
         self.adversary, self.sees = adversary, sees
         self.upper, self.lower = upper, lower
         self.lr = lr
-        self.known, self.needed = known, needed
-        self._mean, self._looks = 0.0, 0
+        self.contrast, self.needed = contrast, needed
         self.adam: AdversaryAdam | None = None
 
     def build(self, draws: JointDraws) -> None:
@@ -165,11 +168,13 @@ class Game:
         self.sees.build(self.adversary, pairs)
         if self.adam is not None:
             return
-        if self.known is not None and not self.needed:
+        if self.contrast is not None:
             try:
-                self.known(draws, pairs)
+                self.contrast.log_ratio(draws, pairs)
             except ModelError:
-                self.known = None
+                if self.needed:
+                    raise
+                self.contrast = None
         self.adversary.to(device=pairs.x.device, dtype=pairs.x.dtype)
         self.adam = AdversaryAdam(list(self.adversary.parameters()), self.lr)
 
@@ -178,47 +183,33 @@ class Game:
 
         Args:
             pairs: where.
-            draws: any of the model and guide, of as many data (``loss.draws(model, guide, x)``); needed where densities
-                tell a part.
+            draws: any of the model and guide, of as many data (``loss.draws(model, guide, x)``); needed with a
+                contrast.
 
         Raises:
             ValueError: there are no draws where they are needed.
         """
-        if self.known is not None and draws is None:
-            raise ValueError("draws are needed, as densities tell a part of the log-ratio: loss.draws(model, guide, x)")
+        if self.contrast is not None and draws is None:
+            raise ValueError("draws must be given where a contrast has a density: loss.draws(model, guide, x)")
         adversary = self.adversary
         training = adversary.training
         adversary.eval()
         fixed = {name: p.detach() for name, p in adversary.named_parameters()}
         t: Tensor = functional_call(adversary, fixed, self.sees.inputs(pairs))
         adversary.train(training)
-        if self.known is not None and draws is not None:
-            t = t + self.known(draws, pairs) - self._mean
-        return adversary.objective.log_ratio(t)
+        learned = adversary.objective.log_ratio(t)
+        return learned if self.contrast is None or draws is None else learned + self.contrast.log_ratio(draws, pairs)
 
     def loss(self, draws: JointDraws) -> Tensor:
         """The adversary's loss on draws of both, to be differentiated in its parameters."""
         adversary = self.adversary.train()
-        upper, lower = self.upper(draws), self.lower(draws)
+        upper, lower = self.upper(draws), (self.lower if self.contrast is None else self.contrast.sample)(draws)
         n = len(upper.x)
         # One pass for both, as either half costs as much as the whole where networks are small.
         both = Pairs(torch.cat([upper.x, lower.x]).detach(), torch.cat([upper.z, lower.z]).detach())
-        offset = None if self.known is None else self._offset(self.known, draws, upper, lower)
         with torch.enable_grad():
             t = adversary(*self.sees.inputs(both))
-            if offset is not None:
-                t = t + offset
             return adversary.objective.loss(t[:n], t[n:])
-
-    @torch.no_grad()
-    def _offset(self, known: Known, draws: JointDraws, upper: Pairs, lower: Pairs) -> Tensor:
-        """What is known at both samples, less its mean over the upper one, which is followed."""
-        k = [known(draws, pairs) for pairs in (upper, lower)]
-        mean = float(k[0].mean())
-        if math.isfinite(mean):
-            self._looks += 1
-            self._mean += max(FOLLOW, 1.0 / self._looks) * (mean - self._mean)
-        return torch.cat(k) - self._mean
 
     def step(self, draws: JointDraws, factor: float) -> bool:
         """One step of the adversary at ``factor`` times its rate; False, and no step, where draws are not finite."""
@@ -226,9 +217,9 @@ class Game:
         return self.adam.move(self.loss(draws), factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Adversary, optimiser, and the mean of what densities tell."""
+        """Adversary and optimiser."""
         adam = None if self.adam is None else self.adam.state_dict()
-        return {"adversary": self.adversary.state_dict(), "adam": adam, "mean": self._mean, "looks": self._looks}
+        return {"adversary": self.adversary.state_dict(), "adam": adam}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise unless this built game can take a state.
@@ -245,4 +236,3 @@ class Game:
         assert self.adam is not None
         self.adversary.load_state_dict(state["adversary"])
         self.adam.load_state_dict(state["adam"])
-        self._mean, self._looks = state["mean"], state["looks"]

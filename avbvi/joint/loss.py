@@ -13,7 +13,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from ..arguments import function, instance, integer, number, positive_integer, positive_number
+from ..arguments import function, instance, integer, positive_integer, positive_number
 from ..errors import CheckpointError, NonFiniteError
 from ..gradients import StepGuard, explain_non_finite, with_gradient
 from ..model_state import modules_of
@@ -279,15 +279,7 @@ class JointAdversarialLoss(ELBO):
             guard = StepGuard()
             guard.load_state_dict(state["guard"])
             count, skipped = (integer(key, state[key], 0) for key in ("step_count", "skipped_steps"))
-            games = [
-                {
-                    "adversary": dict(game["adversary"]),
-                    "adam": game["adam"],
-                    "mean": number("mean", game["mean"]),
-                    "looks": integer("looks", game["looks"], 0),
-                }
-                for game in state["games"]
-            ]
+            games = [{"adversary": dict(game["adversary"]), "adam": game["adam"]} for game in state["games"]]
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"state is damaged: {error!r}") from error
         if len(games) != len(self.games):

@@ -9,7 +9,17 @@ from ..amortised.adversaries import JointAdversary
 from ..arguments import flag, found, positive_number
 from ..schedules import Schedule
 from .draws import JointDraws
-from .games import Game, SeesPairs, decoded, encoded, encoder_marginals, encoding_ratio, likelihood, model_marginals
+from .games import (
+    Game,
+    JointContrast,
+    SeesPairs,
+    decoded,
+    encoded,
+    encoded_simulations,
+    encoder_marginals,
+    encoding_ratio,
+    model_marginals,
+)
 from .loss import JointAdversarialLoss
 
 ADVERSARY_LR = 2e-3
@@ -21,27 +31,27 @@ def pair_adversary() -> Adversary:
 
 
 def encoder_game(adversary: Adversary | None, lr: float, densities: bool | None) -> Game:
-    """f1 = log q(x, z) - log p(x) p(z) (eq. 5), of which log q(z | x) - log p(z) may be known."""
+    """f1 = log q(x, z) - log p(x) p(z) (eq. 5); the contrast is p(x) q(z | x)."""
     return Game(
         pair_adversary() if adversary is None else adversary,
         SeesPairs(),
         encoded,
         model_marginals,
         positive_number("adversary_lr", lr),
-        known=None if densities is False else encoding_ratio,
+        contrast=None if densities is False else JointContrast(encoded_simulations, encoding_ratio),
         needed=densities is True,
     )
 
 
 def decoder_game(adversary: Adversary | None, lr: float, densities: bool | None) -> Game:
-    """f2 = log p(x, z) - log q(x) q(z) (eq. 6), of which log p(x | z) is known."""
+    """f2 = log p(x, z) - log q(x) q(z) (eq. 6); the contrast is q(x, z), for which log q(z) is taken for log p(z)."""
     return Game(
         pair_adversary() if adversary is None else adversary,
         SeesPairs(),
         decoded,
         encoder_marginals,
         positive_number("adversary_lr", lr),
-        known=None if densities is False else likelihood,
+        contrast=None if densities is False else JointContrast(encoded, encoding_ratio),
         needed=densities is True,
     )
 
@@ -55,15 +65,15 @@ class ReconstructionELBO(JointAdversarialLoss):
 
     f1 learns log q(x, z) - log p(x) p(z). To the encoder its gradient is that of log q(z | x) - log p(z), so that it
     learns as in AVB with the prior as contrast: KL(q(x, z), p(x, z)) is what is minimised, in both. The encoder needs
-    no density: an :class:`~avbvi.AVBGuide` whose sampler takes a context will do. Where it has one,
-    f1 = log q(z | x) - log p(z) + T, and the adversary T has log q(x) - log p(x) left to learn.
+    no density: an :class:`~avbvi.AVBGuide` whose sampler takes a context will do. Where it has one, f1 is
+    log q(z | x) - log p(z) + T, and T is told q(x, z) from p(x) q(z | x): it has log q(x) - log p(x) left to learn.
 
     Args:
         adversary: f1; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
-        densities: let the adversary learn only what known densities leave (see above); by default where the guide's can
-            be evaluated at any latents. False leaves all to the adversary, as the paper does.
+        densities: tell the adversary its sample from a law that is nearer than a product of marginals, by the density
+            of the guide; by default where that can be evaluated at any latents. False is the paper's way.
     """
 
     def __init__(
@@ -94,15 +104,16 @@ class GenerationELBO(JointAdversarialLoss):
     """AS-VAE-g: E_p(x, z)[log q(z | x) - f2(x, z)], the half that learns to generate (eq. 9).
 
     f2 learns log p(x, z) - log q(x) q(z); KL(p(x, z), q(x, z)) is what is minimised. The decoder has to be
-    reparameterised, and the encoder to have a density at any z. f2 = log p(x | z) + T up to a constant: the adversary T
-    has log p(z) - log q(z) - log q(x) left to learn.
+    reparameterised, and the encoder to have a density at any z. f2 = log q(z | x) - log p(z) + T, and T is told p(x, z)
+    from q(x, z): it learns the very ratio that is to vanish. That leaves log q(z) - log p(z) out of f2, which does not
+    depend on x and so teaches nobody.
 
     Args:
         adversary: f2; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
-        densities: let the adversary learn only what known densities leave (see above); by default where the guide's can
-            be evaluated at any latents. False leaves all to the adversary, as the paper does.
+        densities: tell the adversary its sample from a law that is nearer than a product of marginals, by the density
+            of the guide; by default where that can be evaluated at any latents. False is the paper's way.
     """
 
     def __init__(
@@ -142,8 +153,8 @@ class SymmetricAdversarialELBO(JointAdversarialLoss):
         adversaries: f1 and f2; two :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of their Adams (betas 0.5, 0.999).
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
-        densities: let the adversary learn only what known densities leave (see above); by default where the guide's can
-            be evaluated at any latents. False leaves all to the adversary, as the paper does.
+        densities: tell the adversary its sample from a law that is nearer than a product of marginals, by the density
+            of the guide; by default where that can be evaluated at any latents. False is the paper's way.
 
     Raises:
         TypeError: ``adversaries`` is no pair of adversaries of (x, z).
