@@ -54,8 +54,11 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.safety million-steps
 	$(BIN)/python -m benchmarks.marginals
 	$(BIN)/python -m benchmarks.synthetic_vae
+	$(BIN)/python -m benchmarks.linear_gaussian
+	$(BIN)/python -m benchmarks.objectives
 	$(BIN)/python -m benchmarks.family
 	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.relatives
 	$(BIN)/python -m benchmarks.mnist --seeds 3 --test-images 256 --temperatures 200 --piece-minutes 120
 	$(BIN)/python -m benchmarks.report
 

@@ -32,7 +32,7 @@ TRUTH = LinearConditional(
     torch.tensor([1.2, 1.7, 1.4]).square().diag(),
 )
 DATA, BATCH, RATE = 10_000, 256, 2e-2
-STEPS = 1000
+STEPS = 1500
 #: Fixed beforehand.
 CLOSE, ACCURATE = 0.02, 0.1
 #: A start with everything in the wrong place.
