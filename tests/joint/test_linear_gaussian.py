@@ -49,6 +49,30 @@ def symmetric(laws: Laws) -> SymmetricAdversarialELBO:
     return SymmetricAdversarialELBO((ExactPairs(laws.encoded_ratio), ExactPairs(laws.decoded_ratio)), densities=False)
 
 
+def contrasted_reconstruction(laws: Laws) -> ReconstructionELBO:
+    """f1 = log q(z | x) - log p(z) + T, T = log q(x) - log p(x)."""
+    return ReconstructionELBO(ExactPairs(of_data_alone(laws)), densities=True)
+
+
+def contrasted_generation(laws: Laws) -> GenerationELBO:
+    """f2 = log q(z | x) - log p(z) + T, T = log p(x, z) - log q(x, z)."""
+    return GenerationELBO(ExactPairs(negative(joint_ratio(laws))), densities=True)
+
+
+def contrasted_symmetric(laws: Laws) -> SymmetricAdversarialELBO:
+    adversaries = ExactPairs(of_data_alone(laws)), ExactPairs(negative(joint_ratio(laws)))
+    return SymmetricAdversarialELBO(adversaries, densities=True)
+
+
+def of_data_alone(laws: Laws) -> Callable[[Tensor, Tensor], Tensor]:
+    ratio = data_ratio(laws)
+    return lambda x, z: ratio(x)
+
+
+def negative(ratio: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, z: -ratio(x, z)
+
+
 def autoencoder(laws: Laws) -> AdversarialAutoencoderLoss:
     return AdversarialAutoencoderLoss(ExactSingle(lambda z: laws.aggregate.log_prob(z) - laws.prior.log_prob(z)))
 
@@ -97,7 +121,15 @@ def generation_value(laws: Laws) -> Tensor:
     return laws.kl_decoded() + kl_divergence(laws.prior, laws.aggregate) + laws.prior.entropy()
 
 
+def contrasted_generation_value(laws: Laws) -> Tensor:
+    """The same where log p(z) stands for log q(z)."""
+    return laws.kl_decoded() + laws.prior.entropy()
+
+
 VALUES = [
+    (contrasted_reconstruction, reconstruction_value),
+    (contrasted_generation, contrasted_generation_value),
+    (contrasted_symmetric, lambda laws: reconstruction_value(laws) + contrasted_generation_value(laws)),
     (reconstruction, reconstruction_value),
     (generation, generation_value),
     (symmetric, lambda laws: reconstruction_value(laws) + generation_value(laws)),
@@ -105,6 +137,9 @@ VALUES = [
 ]
 #: What each loss's gradient lowers, in decoder and encoder alike.
 LOWERED = [
+    (contrasted_reconstruction, Laws.kl_encoded),
+    (contrasted_generation, Laws.kl_decoded),
+    (contrasted_symmetric, lambda laws: laws.kl_encoded() + laws.kl_decoded()),
     (reconstruction, Laws.kl_encoded),
     (generation, Laws.kl_decoded),
     (symmetric, lambda laws: laws.kl_encoded() + laws.kl_decoded()),
