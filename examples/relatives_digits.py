@@ -58,8 +58,8 @@ def main() -> None:
     # AS-VAE: two adversaries compare the joint laws of data and latents, of the encoder's side and the decoder's.
     as_vae = new_vae("as-vae")
     encoder = GaussianEncoder(MLPBody(64, (200, 200)), LATENT)
-    loss = SymmetricAdversarialELBO(steps=options.steps, adversary_steps=4, adversary_lr=3e-3)
-    svi = SVI(as_vae.model, encoder.guide, loss.optimizer(lr=5e-4), loss=loss)
+    loss = SymmetricAdversarialELBO(steps=options.steps)
+    svi = SVI(as_vae.model, encoder.guide, loss.optimizer(lr=2e-3), loss=loss)
     while loss.step_count < options.steps:
         for x in batches:
             svi.step(x)
