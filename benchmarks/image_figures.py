@@ -72,9 +72,13 @@ def rows(pictures: Mapping[str, Tensor], shape: Shape) -> Figure:
     """
     panels = {name: tiled(each.clamp(0.0, 1.0), shape, len(each)) for name, each in pictures.items()}
     columns = max(len(each) for each in pictures.values())
-    fig = Figure(figsize=(1.6 + 0.3 * columns, 0.36 * len(panels) + 0.1), layout="constrained")
+    # Room for the names by their length: a layout that is solved for leaves out labels beside axes of fixed aspect.
+    room = 0.3 + 0.065 * max(len(name) for name in panels)
+    width = room + 0.3 * columns
+    fig = Figure(figsize=(width, 0.36 * len(panels) + 0.1))
     FigureCanvasAgg(fig)
     axes = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
+    fig.subplots_adjust(left=room / width, right=0.995, bottom=0.01, top=0.99)
     for ax, (name, panel) in zip(axes, panels.items(), strict=True):
         ax.imshow(panel.numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
         ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
