@@ -107,6 +107,7 @@ def divergences(laws: Laws) -> Row:
 
 def train(method: str, seed: int, steps: int) -> Row:
     """Train a method on fresh data of the truth and judge it."""
+    pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     data = data_law()
     x: Tensor = data.sample((DATA,))
