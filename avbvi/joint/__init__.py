@@ -1,7 +1,7 @@
 """Losses whose adversaries compare joint laws of data and latents: AS-VAE, adversarial autoencoders, ALI, GAN."""
 
 from .draws import JointDraws, LatentVariableModel, Pairs
-from .games import Game
+from .games import Game, JointContrast
 from .loss import JointAdversarialLoss
 from .relatives import AdversarialAutoencoderLoss, AdversarialInferenceLoss, GenerativeAdversarialLoss
 from .symmetric import GenerationELBO, ReconstructionELBO, SymmetricAdversarialELBO
@@ -13,6 +13,7 @@ __all__ = [
     "GenerationELBO",
     "GenerativeAdversarialLoss",
     "JointAdversarialLoss",
+    "JointContrast",
     "JointDraws",
     "LatentVariableModel",
     "Pairs",
