@@ -203,8 +203,8 @@ def test_the_board_asks_for_digits_unless_told(monkeypatch: pytest.MonkeyPatch) 
     relatives.main([])
     seeds = {method: sorted(j.seed for j in asked if j.method == method) for method in METHODS}
     assert {j.target for j in asked} == {"digits"}
-    assert seeds["as-vae"] == seeds["vae"] == seeds["dcgan"] == seeds[AVB] == [0, 1, 2]
-    assert seeds[DATA] == seeds["iaf-vae"] == [0]
+    assert seeds["as-vae"] == seeds["vae"] == seeds["as-vae-g"] == seeds[AVB] == [0, 1, 2]
+    assert seeds[DATA] == seeds["iaf-vae"] == seeds["dcgan"] == [0]
 
 
 def test_the_command_line() -> None:
