@@ -13,6 +13,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from ..adversaries import Adversary
 from ..arguments import function, instance, integer, positive_integer, positive_number
 from ..errors import CheckpointError, NonFiniteError
 from ..gradients import StepGuard, explain_non_finite, with_gradient
@@ -26,6 +27,7 @@ from .draws import JointDraws, LatentVariableModel
 from .games import Game
 
 WARM_UP_STEPS = 100
+ADVERSARY_LR = 2e-3
 
 
 class JointAdversarialLoss(ELBO):
@@ -293,6 +295,38 @@ class JointAdversarialLoss(ELBO):
             game.check_state(state)
         for game, state in begun:
             game.load_state_dict(state)
+
+
+class OneGameLoss(JointAdversarialLoss):
+    """Base class of losses with a single adversary; a subclass defines :meth:`game` and ``terms``.
+
+    Args:
+        adversary: the network; ``None`` takes the subclass's default.
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`JointAdversarialLoss`.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(
+            [self.game(adversary, positive_number("adversary_lr", adversary_lr))],
+            steps=steps,
+            adversary_steps=adversary_steps,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+    def game(self, adversary: Adversary | None, lr: float) -> Game:
+        """The game of an adversary, or of the default one, at a learning rate."""
+        raise NotImplementedError
 
 
 def _warm(count: int) -> float:

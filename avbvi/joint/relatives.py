@@ -7,12 +7,9 @@ from torch.nn import functional
 
 from ..adversaries import Adversary, ResidualAdversary
 from ..amortised.adversaries import JointAdversary
-from ..arguments import positive_number
-from ..schedules import Schedule
 from .draws import JointDraws
 from .games import Game, SeesData, SeesLatents, SeesPairs, data_and_prior, decoded, encoded
-from .loss import JointAdversarialLoss
-from .symmetric import ADVERSARY_LR
+from .loss import OneGameLoss
 
 
 def plain_adversary() -> Adversary:
@@ -20,7 +17,7 @@ def plain_adversary() -> Adversary:
     return ResidualAdversary(hidden=128, target_hint=False)
 
 
-class AdversarialAutoencoderLoss(JointAdversarialLoss):
+class AdversarialAutoencoderLoss(OneGameLoss):
     """AAE: -E_q[log p(x | z)] + KL(q(z), p(z)), with T(z) = log q(z) - log p(z) (AVB, eq. 6.3-6.5).
 
     AVB's adversary restricted to functions of z: the aggregate q(z) is drawn to the prior, not q(z | x) to the
@@ -32,31 +29,15 @@ class AdversarialAutoencoderLoss(JointAdversarialLoss):
         steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
     """
 
-    def __init__(
-        self,
-        adversary: Adversary | None = None,
-        *,
-        steps: int | None = None,
-        adversary_steps: int = 2,
-        adversary_lr: float = ADVERSARY_LR,
-        pretrain_steps: int = 100,
-        schedule: Schedule | None = None,
-    ) -> None:
-        lr = positive_number("adversary_lr", adversary_lr)
-        super().__init__(
-            [Game(plain_adversary() if adversary is None else adversary, SeesLatents(), encoded, data_and_prior, lr)],
-            steps=steps,
-            adversary_steps=adversary_steps,
-            pretrain_steps=pretrain_steps,
-            schedule=schedule,
-        )
+    def game(self, adversary: Adversary | None, lr: float) -> Game:
+        return Game(plain_adversary() if adversary is None else adversary, SeesLatents(), encoded, data_and_prior, lr)
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (game,) = self.games
         return weight * game.log_ratio(draws.encoded, draws) - draws.log_likelihood
 
 
-class AdversarialInferenceLoss(JointAdversarialLoss):
+class AdversarialInferenceLoss(OneGameLoss):
     """ALI, or BiGAN: encoder and decoder both work against T(x, z) = log q(x, z) - log p(x, z) (AS-VAE, eq. 3).
 
     Each minimises the adversary's loss with the labels exchanged, which does not saturate. No density is needed; the
@@ -70,24 +51,8 @@ class AdversarialInferenceLoss(JointAdversarialLoss):
             no effect, as there is nothing else to learn by.
     """
 
-    def __init__(
-        self,
-        adversary: Adversary | None = None,
-        *,
-        steps: int | None = None,
-        adversary_steps: int = 2,
-        adversary_lr: float = ADVERSARY_LR,
-        pretrain_steps: int = 100,
-        schedule: Schedule | None = None,
-    ) -> None:
-        lr = positive_number("adversary_lr", adversary_lr)
-        super().__init__(
-            [Game(JointAdversary() if adversary is None else adversary, SeesPairs(), encoded, decoded, lr)],
-            steps=steps,
-            adversary_steps=adversary_steps,
-            pretrain_steps=pretrain_steps,
-            schedule=schedule,
-        )
+    def game(self, adversary: Adversary | None, lr: float) -> Game:
+        return Game(JointAdversary() if adversary is None else adversary, SeesPairs(), encoded, decoded, lr)
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (game,) = self.games
@@ -95,7 +60,7 @@ class AdversarialInferenceLoss(JointAdversarialLoss):
         return functional.softplus(t_q) + functional.softplus(-t_p)
 
 
-class GenerativeAdversarialLoss(JointAdversarialLoss):
+class GenerativeAdversarialLoss(OneGameLoss):
     """GAN: the decoder alone, against T(x) = log q(x) - log p(x); there is no encoder (Goodfellow et al. 2014).
 
     The decoder minimises -E_p log sigmoid(T), which does not saturate. With convolutional networks it is DCGAN (Radford
@@ -108,24 +73,8 @@ class GenerativeAdversarialLoss(JointAdversarialLoss):
             no effect, as there is nothing else to learn by.
     """
 
-    def __init__(
-        self,
-        adversary: Adversary | None = None,
-        *,
-        steps: int | None = None,
-        adversary_steps: int = 2,
-        adversary_lr: float = ADVERSARY_LR,
-        pretrain_steps: int = 100,
-        schedule: Schedule | None = None,
-    ) -> None:
-        lr = positive_number("adversary_lr", adversary_lr)
-        super().__init__(
-            [Game(plain_adversary() if adversary is None else adversary, SeesData(), data_and_prior, decoded, lr)],
-            steps=steps,
-            adversary_steps=adversary_steps,
-            pretrain_steps=pretrain_steps,
-            schedule=schedule,
-        )
+    def game(self, adversary: Adversary | None, lr: float) -> Game:
+        return Game(plain_adversary() if adversary is None else adversary, SeesData(), data_and_prior, decoded, lr)
 
     def _look_at_guide(self, draws: JointDraws) -> None:
         pass  # it is not asked

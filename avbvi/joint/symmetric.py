@@ -20,9 +20,7 @@ from .games import (
     encoding_ratio,
     model_marginals,
 )
-from .loss import JointAdversarialLoss
-
-ADVERSARY_LR = 2e-3
+from .loss import ADVERSARY_LR, JointAdversarialLoss, OneGameLoss
 
 
 def pair_adversary() -> Adversary:
@@ -60,7 +58,38 @@ def _checked(densities: bool | None) -> bool | None:
     return None if densities is None else flag("densities", densities)
 
 
-class ReconstructionELBO(JointAdversarialLoss):
+class OneSidedELBO(OneGameLoss):
+    """What both halves of AS-VAE have in common: one adversary, and whether the guide's density helps it.
+
+    Args:
+        adversary, adversary_lr: as :class:`~avbvi.joint.loss.OneGameLoss`.
+        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        densities: as :class:`ReconstructionELBO`.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary | None = None,
+        *,
+        steps: int | None = None,
+        adversary_steps: int = 2,
+        adversary_lr: float = ADVERSARY_LR,
+        pretrain_steps: int = 100,
+        schedule: Schedule | None = None,
+        densities: bool | None = None,
+    ) -> None:
+        self.densities = _checked(densities)
+        super().__init__(
+            adversary,
+            steps=steps,
+            adversary_steps=adversary_steps,
+            adversary_lr=adversary_lr,
+            pretrain_steps=pretrain_steps,
+            schedule=schedule,
+        )
+
+
+class ReconstructionELBO(OneSidedELBO):
     """AS-VAE-r: E_q(x, z)[log p(x | z) - f1(x, z)], the half that learns by likelihood (eq. 8).
 
     f1 learns log q(x, z) - log p(x) p(z). To the encoder its gradient is that of log q(z | x) - log p(z), so that it
@@ -76,31 +105,15 @@ class ReconstructionELBO(JointAdversarialLoss):
             of the guide; by default where that can be evaluated at any latents. False is the paper's way.
     """
 
-    def __init__(
-        self,
-        adversary: Adversary | None = None,
-        *,
-        steps: int | None = None,
-        adversary_steps: int = 2,
-        adversary_lr: float = ADVERSARY_LR,
-        pretrain_steps: int = 100,
-        schedule: Schedule | None = None,
-        densities: bool | None = None,
-    ) -> None:
-        super().__init__(
-            [encoder_game(adversary, adversary_lr, _checked(densities))],
-            steps=steps,
-            adversary_steps=adversary_steps,
-            pretrain_steps=pretrain_steps,
-            schedule=schedule,
-        )
+    def game(self, adversary: Adversary | None, lr: float) -> Game:
+        return encoder_game(adversary, lr, self.densities)
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (f1,) = self.games
         return weight * f1.log_ratio(draws.encoded, draws) - draws.log_likelihood
 
 
-class GenerationELBO(JointAdversarialLoss):
+class GenerationELBO(OneSidedELBO):
     """AS-VAE-g: E_p(x, z)[log q(z | x) - f2(x, z)], the half that learns to generate (eq. 9).
 
     f2 learns log p(x, z) - log q(x) q(z); KL(p(x, z), q(x, z)) is what is minimised. The decoder has to be
@@ -116,24 +129,8 @@ class GenerationELBO(JointAdversarialLoss):
             of the guide; by default where that can be evaluated at any latents. False is the paper's way.
     """
 
-    def __init__(
-        self,
-        adversary: Adversary | None = None,
-        *,
-        steps: int | None = None,
-        adversary_steps: int = 2,
-        adversary_lr: float = ADVERSARY_LR,
-        pretrain_steps: int = 100,
-        schedule: Schedule | None = None,
-        densities: bool | None = None,
-    ) -> None:
-        super().__init__(
-            [decoder_game(adversary, adversary_lr, _checked(densities))],
-            steps=steps,
-            adversary_steps=adversary_steps,
-            pretrain_steps=pretrain_steps,
-            schedule=schedule,
-        )
+    def game(self, adversary: Adversary | None, lr: float) -> Game:
+        return decoder_game(adversary, lr, self.densities)
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
         (f2,) = self.games
