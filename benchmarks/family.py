@@ -151,7 +151,7 @@ def draw() -> None:
             columns = {method: torch.load(path, weights_only=True) for method, path in paths.items()}
             PICTURES.mkdir(parents=True, exist_ok=True)
             to = PICTURES / f"benchmark_{name}.png"
-            figures.planes(columns, titles, min(PER_LINE, len(columns))).savefig(to, dpi=150)
+            figures.planes(columns, titles, min(PER_LINE, len(columns))).savefig(to, dpi=100)
             print(to)
 
 
