@@ -47,6 +47,7 @@ from .joint import (
     SymmetricAdversarialELBO,
 )
 from .loading import load
+from .log_density import LogDensity
 from .objectives import (
     AlphaDivergence,
     FDivergence,
@@ -68,7 +69,6 @@ from .sample_figures import bits_per_dimension, inception_score, rmse
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .stopping import Stopping
-from .targets import LogDensity
 from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
 
 __version__ = "0.1.0"

@@ -15,7 +15,8 @@ from torch import Tensor
 from . import predictive
 from .arguments import flag, instance
 from .errors import ModelError
-from .targets import LogDensity, UnconstrainedTarget
+from .log_density import LogDensity
+from .targets import UnconstrainedTarget
 
 Groups = dict[str, dict[str, np.ndarray]]
 # Dimension names with a meaning of their own in ArviZ.

@@ -13,8 +13,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from .log_density import LogDensity
 from .rng import seeded
-from .targets import LogDensity, Model
+from .targets import Model
 
 
 def modules_of(model: Model) -> dict[str, nn.Module]:

@@ -18,10 +18,11 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from .errors import ModelError, NonFiniteError
+from .log_density import LogDensity
 from .predictive import log_joint, observed_sites, prior_run
 from .reference import unconstrained_target
 from .rng import seeded
-from .targets import LogDensity, Model, UnconstrainedTarget
+from .targets import Model, UnconstrainedTarget
 
 Values = dict[str, Tensor]
 #: (latents {site: (n, *shape)}, data {site: (*shape)}) -> (n,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -88,6 +89,7 @@ class Trainer:
             self._prepare(steps, minutes, checkpoint)
             with (
                 pyro.validation_enabled(False),
+                self._target_traced(),
                 tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
                 self._loop(started, bar, checkpoint)
@@ -211,6 +213,11 @@ class Trainer:
     def _whereabouts(self) -> str:
         """Where the run is, in words for the bar."""
         return f"{'adversarial' if int(self.guide.adversarial_steps) else 'trunk'} stage"
+
+    def _target_traced(self) -> AbstractContextManager[Any]:
+        """Context in which the model is not run at every step, where its log-density can be recorded."""
+        target = self.guide.target()
+        return nullcontext() if target is None else target.traced_once()
 
     def _look(self) -> None:
         """Note how the draws move along the run."""

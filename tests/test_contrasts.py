@@ -18,7 +18,8 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from avbvi.contrasts import GaussianContrast, MixtureContrast, PriorContrast
 from avbvi.errors import ModelError
 from avbvi.layout import LatentLayout
-from avbvi.targets import LogDensity, UnconstrainedTarget
+from avbvi.log_density import LogDensity
+from avbvi.targets import UnconstrainedTarget
 
 
 @pytest.fixture(autouse=True)

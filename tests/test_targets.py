@@ -20,7 +20,8 @@ from torch.distributions import constraints
 
 from avbvi.errors import ModelError
 from avbvi.layout import LatentLayout
-from avbvi.targets import LogDensity, UnconstrainedTarget
+from avbvi.log_density import LogDensity
+from avbvi.targets import UnconstrainedTarget
 
 
 @pytest.fixture(autouse=True)

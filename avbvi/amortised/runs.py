@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,6 +139,9 @@ class AmortisedRun(Trainer):
 
     def _whereabouts(self) -> str:
         return f"epoch {self.batches.epoch}" if self.batches.epoch else f"step {int(self.guide.step_count)}"
+
+    def _target_traced(self) -> AbstractContextManager[Any]:
+        return nullcontext()  # the data change from step to step, and the model learns
 
     def _look(self) -> None:
         """Draws of one minibatch say little of how the guide moves; nothing is noted."""

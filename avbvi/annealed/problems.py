@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..arguments import found, function, instance
 from ..errors import ModelError
+from ..log_density import LogDensity
 from ..reference import unconstrained_target
 from ..rng import seeded
-from ..targets import LogDensity, Model, UnconstrainedTarget
+from ..targets import Model, UnconstrainedTarget
 from .densities import DatumDensity, GaussianStart, PriorDensity, PriorStart, StartDensity
 
 #: Draws of a guide by datum, for its moments.

@@ -10,7 +10,8 @@ from torch.distributions import MultivariateNormal
 
 from avbvi.guides import AVBGuide
 from avbvi.samplers import ResidualSampler
-from avbvi.targets import LogDensity, UnconstrainedTarget
+from avbvi.log_density import LogDensity
+from avbvi.targets import UnconstrainedTarget
 from avbvi.trunks import AffineTrunk, Trunk
 
 LOC = torch.tensor([1.0, -2.0])

@@ -11,7 +11,7 @@ from torch import Tensor
 from avbvi.diagnostics import moment_shift, move
 from avbvi.diagnostics.movement import move_chains
 from avbvi.guides import AVBGuide
-from avbvi.targets import LogDensity
+from avbvi.log_density import LogDensity
 from avbvi.trunks import AffineTrunk
 from tests.diagnostics.known import LOC, SCALE_TRIL, guide_at
 
