@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .guides import AVBGuide
 from .hints import hint_at
+from .masking import unless
 from .optimisers import AdversaryAdam
 from .schedules import Schedule
 
@@ -31,6 +32,8 @@ class AdversaryTrainer:
         self.average: dict[str, Tensor] = {}
         #: The model's own parameters, by their names in Pyro's store, that outer steps have moved.
         self.met: set[str] = set()
+        #: Masked steps that were not taken, a 0-d tensor; ``None`` where steps are skipped by the host.
+        self.skipped: Tensor | None = None
 
     def begin(self, guide: AVBGuide, batch: int, pretrain_steps: int) -> None:
         """Fit the contrast to the sampler from scratch and give the adversary a head start."""
@@ -38,7 +41,7 @@ class AdversaryTrainer:
         guide.part("contrast").begin(guide.part("trunk"), guide.draw_base(max(4096, 8 * batch)))
         self.steps(guide, batch, 1.0, pretrain_steps)
 
-    def steps(self, guide: AVBGuide, batch: int, factor: float, count: int) -> None:
+    def steps(self, guide: AVBGuide, batch: int, factor: float | Tensor, count: int) -> None:
         """``count`` times :meth:`step`."""
         for _ in range(count):
             self.step(guide, batch, factor)
@@ -63,19 +66,29 @@ class AdversaryTrainer:
         factor = schedule.factor(done / (1.0 - schedule.polish) if timed else 0.0)
         return warm * factor, warm * max(schedule.adversary_floor, factor)
 
-    def step(self, guide: AVBGuide, batch: int, factor: float) -> None:
+    def step(self, guide: AVBGuide, batch: int, factor: float | Tensor) -> None:
         """Let the contrast follow fresh draws of q, then one step of the adversary at ``factor`` times its rate.
 
-        A step whose draws or gradient are not finite is skipped and counted in the guide's ``skipped_steps``; a
-        gradient that is much longer than those before is shortened.
+        A step whose draws or gradient are not finite is skipped and counted in the guide's ``skipped_steps``, or in
+        ``skipped`` once steps are masked; a gradient that is much longer than those before is shortened.
         """
-        adversary, contrast = guide.part("adversary"), guide.part("contrast")
-        with torch.no_grad():
-            base_q = guide.draw_base(batch)
-            if not bool(torch.isfinite(base_q).all()):
-                # The contrast's running moments would never recover.
+        base_q = guide.draw_base(batch)
+        finite = torch.isfinite(base_q).all()
+        # The contrast's running moments would never recover from draws that are not finite.
+        if self.skipped is None:
+            if bool(finite):
+                self._move(guide, self._loss(guide, base_q), factor, finite)
+            else:
                 guide.skipped_steps += 1
-                return
+            return
+        with unless(~finite, (guide.part("contrast"), guide.part("adversary"))):
+            self._move(guide, self._loss(guide, torch.where(finite, base_q, 0.0)), factor, finite)
+
+    def _loss(self, guide: AVBGuide, base_q: Tensor) -> Tensor:
+        """The adversary's loss at draws (batch, base_dim) of q, which the contrast follows, and as many of r."""
+        adversary, contrast = guide.part("adversary"), guide.part("contrast")
+        batch = len(base_q)
+        with torch.no_grad():
             contrast.update(base_q)
             base = torch.cat([base_q, contrast.sample(batch)])
             hint = hint_at(guide, base, contrast.log_prob(base))
@@ -84,13 +97,32 @@ class AdversaryTrainer:
             features = contrast.features(base)
         with torch.enable_grad():
             t = adversary(features, hint)
-            loss = adversary.objective.loss(t[:batch], t[batch:])
-        self._move(guide, loss, factor)
+            loss: Tensor = adversary.objective.loss(t[:batch], t[batch:])
+        return loss
 
-    def _move(self, guide: AVBGuide, loss: Tensor, factor: float) -> None:
-        """One step down the adversary's loss, unless its gradient is not finite."""
-        if not self.adam.move(loss, factor):
-            guide.skipped_steps += 1
+    def _move(self, guide: AVBGuide, loss: Tensor, factor: float | Tensor, finite: Tensor) -> None:
+        """One step down the adversary's loss, unless its gradient or the draws are not finite."""
+        if self.skipped is None:
+            if not self.adam.move(loss, factor):
+                guide.skipped_steps += 1
+        else:
+            self.skipped += self.adam.move_masked(loss, factor, finite)
+
+    # -- masked steps -------------------------------------------------------------------------------------
+
+    def mask(self, like: Tensor) -> None:
+        """From now on mask steps on the device of ``like`` instead of reading back whether to skip them.
+
+        They are counted in ``skipped`` (), which whoever masks adds to the guide's ``skipped_steps``.
+        """
+        if self.skipped is None:
+            self.skipped = torch.zeros((), device=like.device)
+            self.adam.mask(like)
+
+    def unmask(self) -> None:
+        """Back to skipping; waits for the device."""
+        self.skipped = None
+        self.adam.unmask()
 
     def _averaged(self, guide: AVBGuide) -> dict[str, nn.Parameter]:
         return dict(guide.part("sampler").named_parameters())

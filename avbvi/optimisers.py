@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .gradients import GradientBound
+from .masking import MaskedBound
 from .schedules import ScheduledAdam
 
 
@@ -41,6 +43,26 @@ def scheduled_adam(
     return PyroOptim(partial(ScheduledAdam, factor=factor), rate)
 
 
+def make_capturable(optimiser: torch.optim.Adam, like: Tensor) -> None:
+    """Let an optimiser's steps be captured where ``like`` lies on a device that captures."""
+    optimiser.defaults["capturable"] = like.is_cuda
+    for group in optimiser.param_groups:
+        group["capturable"] = like.is_cuda
+    # Such a step may also be run by itself, on which torch would comment.
+    cast("Any", optimiser)._warned_capturable_if_run_uncaptured = True
+
+
+@contextmanager
+def skipping(optimiser: torch.optim.Adam, skipped: Tensor) -> Iterator[None]:
+    """Run the block, in which the fused optimiser's steps change nothing where ``skipped`` (), float32, is 1."""
+    own: Any = optimiser
+    own.found_inf = skipped
+    try:
+        yield
+    finally:
+        del own.found_inf
+
+
 class AdversaryAdam:
     """Adam (betas 0.5, 0.999) of an adversary, whose gradients no other optimiser ever finds in ``.grad``.
 
@@ -52,16 +74,50 @@ class AdversaryAdam:
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
         self.parameters, self.lr = list(parameters), lr
         self.optimiser = torch.optim.Adam(self.parameters, lr=lr, betas=(0.5, 0.999), fused=True)
-        self.bound = GradientBound()
+        self.bound: GradientBound | MaskedBound = GradientBound()
 
-    def move(self, loss: Tensor, factor: float) -> bool:
+    def mask(self, like: Tensor) -> None:
+        """Let :meth:`move_masked` take the place of :meth:`move`; the bound on gradients moves to ``like``'s device."""
+        if isinstance(self.bound, GradientBound):
+            self.bound = MaskedBound(self.bound, like)
+            make_capturable(self.optimiser, like)
+
+    def unmask(self) -> None:
+        """Back to :meth:`move`; waits for the device."""
+        if isinstance(self.bound, MaskedBound):
+            self.bound = self.bound.unmasked()
+
+    def move(self, loss: Tensor, factor: float | Tensor) -> bool:
         """One step down the loss at ``factor`` times the rate; False, and no step, if its gradient is not finite.
 
         A gradient that is much longer than those before is shortened.
         """
+        assert isinstance(self.bound, GradientBound)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         if not self.bound.apply([g for g in gradients if g is not None]):
             return False
+        self._step(gradients, factor)
+        return True
+
+    def move_masked(self, loss: Tensor, factor: float | Tensor, admitted: Tensor) -> Tensor:
+        """:meth:`move` without reading anything back, for a captured step.
+
+        Args:
+            loss: what the step goes down.
+            factor: factor of the rate, a tensor () where it is to change from replay to replay.
+            admitted: () boolean; no step is taken where it is false.
+
+        Returns:
+            () float32: 1 where no step was taken, else 0.
+        """
+        assert isinstance(self.bound, MaskedBound)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        skipped = self.bound.apply([g for g in gradients if g is not None], admitted)
+        with skipping(self.optimiser, skipped):
+            self._step(gradients, factor)
+        return skipped
+
+    def _step(self, gradients: Sequence[Tensor | None], factor: float | Tensor) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * factor
         # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must
@@ -71,11 +127,13 @@ class AdversaryAdam:
         self.optimiser.step()
         for p in self.parameters:
             p.grad = None
-        return True
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state and the usual length of a gradient."""
-        return {"optimiser": self.optimiser.state_dict(), "bound": self.bound.state_dict()}
+        state = self.optimiser.state_dict()
+        # How the last step was carried out is not part of the state.
+        groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
+        return {"optimiser": {**state, "param_groups": groups}, "bound": self.bound.state_dict()}
 
     def check_state(self, state: Any) -> None:
         """Raise unless this is a state of these parameters: Adam itself would write beyond moments that are too short.
@@ -106,3 +164,5 @@ class AdversaryAdam:
         # Adam would keep, and later overwrite, the caller's tensors.
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
         self.bound.load_state_dict(state["bound"])
+        if isinstance(self.bound, MaskedBound):
+            make_capturable(self.optimiser, self.bound.mean)

@@ -27,7 +27,7 @@ class AmortisedTrainer(AdversaryTrainer):
         """Give the adversary a head start, on one minibatch."""
         self.steps(guide, batch, 1.0, pretrain_steps)
 
-    def steps(self, guide: AVBGuide, batch: int, factor: float, count: int) -> None:
+    def steps(self, guide: AVBGuide, batch: int, factor: float | Tensor, count: int) -> None:
         """``count`` steps of the adversary at ``factor`` times its rate, with ``batch`` draws of q and r per datum.
 
         In the polish, when all else rests, there are POLISH_FACTOR times as many draws. The draws of all steps are made
@@ -59,7 +59,7 @@ class AmortisedTrainer(AdversaryTrainer):
                     factor,
                 )
 
-    def step(self, guide: AVBGuide, batch: int, factor: float) -> None:
+    def step(self, guide: AVBGuide, batch: int, factor: float | Tensor) -> None:
         """One of :meth:`steps`."""
         self.steps(guide, batch, factor, 1)
 
@@ -70,10 +70,11 @@ class AmortisedTrainer(AdversaryTrainer):
         features: Tensor,
         log_prior: dict[str, Tensor],
         context: Tensor,
-        factor: float,
+        factor: float | Tensor,
     ) -> None:
         z_q, z_r = draws
-        if not bool(torch.isfinite(z_q).all() & torch.isfinite(z_r).all()):
+        finite = torch.isfinite(z_q).all() & torch.isfinite(z_r).all()
+        if self.skipped is None and not bool(finite):
             guide.skipped_steps += 1
             return
         adversary, contrast = guide.part("adversary"), guide.part("contrast")
@@ -83,7 +84,7 @@ class AmortisedTrainer(AdversaryTrainer):
             own = contrast.loss(z_q, context, guide.part("sampler"))
             if own is not None:
                 loss = loss + own
-        self._move(guide, loss, factor)
+        self._move(guide, loss, factor, finite)
 
     def _averaged(self, guide: AVBGuide) -> dict[str, nn.Parameter]:
         own = {id(p) for p in guide.parameters()}
