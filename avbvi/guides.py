@@ -20,6 +20,7 @@ from .contrasts import Contrast, MixtureContrast, PriorContrast
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
 from .hints import hint
+from .host_buffers import HostBuffers
 from .layout import LatentLayout
 from .placing import place_by_prior, place_by_search
 from .rng import seeded
@@ -37,7 +38,7 @@ REFERENCE_SCALE = 2.0
 QUANTILE_DRAWS = 20_000
 
 
-class AVBGuide(AutoContinuous):
+class AVBGuide(HostBuffers, AutoContinuous):
     """Adversarial variational guide: z = trunk(sampler(noise)), its density learned by an adversary.
 
     A guide like any of Pyro's autoguides: use it with ``SVI``, ``Predictive``, ``AutoGuideList``. Train
@@ -63,6 +64,10 @@ class AVBGuide(AutoContinuous):
 
     #: Whether there is one posterior for each datum, of the data as context.
     is_amortised: ClassVar[bool] = False
+    ON_HOST = (
+        *("stage", "step_count", "adversarial_steps", "polishing", "began"),
+        *("trunk_decided", "trunk_suffices", "skipped_steps", "started"),
+    )
 
     def __new__(cls, *args: Any, sampler: Any = None, **kwargs: Any) -> AVBGuide:
         if cls is AVBGuide and getattr(sampler, "context_dim", None) is not None:
@@ -115,15 +120,8 @@ class AVBGuide(AutoContinuous):
             )
         self.contrast = MixtureContrast() if contrast is None else contrast
         self.adversary = ResidualAdversary() if adversary is None else adversary
-        self.register_buffer("stage", torch.tensor(TRUNK))
-        self.register_buffer("step_count", torch.tensor(0))
-        self.register_buffer("adversarial_steps", torch.tensor(0))
-        self.register_buffer("polishing", torch.tensor(False))
-        self.register_buffer("began", torch.tensor(0.0, dtype=torch.float64))
-        self.register_buffer("trunk_decided", torch.tensor(False))
-        self.register_buffer("trunk_suffices", torch.tensor(False))
-        self.register_buffer("skipped_steps", torch.tensor(0))
-        self.register_buffer("started", torch.tensor(False))
+        self.register_on_host(stage=TRUNK, step_count=0, adversarial_steps=0, polishing=False, began=0.0)
+        self.register_on_host(trunk_decided=False, trunk_suffices=False, skipped_steps=0, started=False)
         self.register_buffer("anchor", torch.zeros(()))
         self.layout: LatentLayout | None = None
         self._target: UnconstrainedTarget | None = None

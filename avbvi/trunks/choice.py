@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..host_buffers import HostBuffers
 from ..starts.modes import LaplaceModes
 from .base import Trunk
 from .flows import FlowTrunk
 from .mixtures import MixtureTrunk
 
 
-class BestTrunk(Trunk):
+class BestTrunk(HostBuffers, Trunk):
     """Trunks that are fitted one after the other; the one with the highest exact ELBO is trained on.
 
     A mixture of Gaussians reaches separated, folded and thin shapes in few dimensions; a flow reaches shapes whose
@@ -26,6 +27,7 @@ class BestTrunk(Trunk):
     """
 
     is_trainable = True
+    ON_HOST = ("active",)
     active: Tensor
 
     def __init__(self, candidates: tuple[Trunk, ...] | None = None) -> None:
@@ -60,7 +62,7 @@ class BestTrunk(Trunk):
         self.active.fill_(index)
 
     def _build(self, dim: int) -> None:
-        self.register_buffer("active", torch.tensor(0))
+        self.register_on_host(active=0)
         for t in self.candidates:
             t.build(dim)
 
