@@ -12,6 +12,8 @@ def moved(value: Any, device: torch.device | str) -> Any:
     """The value with all tensors and modules in it, also inside lists, tuples and dicts, moved to the device."""
     if isinstance(value, (Tensor, nn.Module)):
         return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one takes its fields one by one
+        return type(value)(*(moved(v, device) for v in value))
     if isinstance(value, (list, tuple)):
         return type(value)(moved(v, device) for v in value)
     if isinstance(value, dict):
