@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import flag, integer, integers, number
 from .objectives import Logistic, Objective, checked_objective
-from .parts import Part, ResidualNetwork, mlp
+from .parts import Part, ResidualNetwork, asinh, mlp
 
 __all__ = ["Adversary", "Hint", "Logistic", "MLPAdversary", "Objective", "ResidualAdversary"]
 
@@ -160,7 +160,7 @@ class ResidualAdversary(Adversary):
         if self.uses_score:
             # A model whose own parameters are being learned gives no hint: the score's place stays empty.
             score = None if hint is None else hint.score
-            seen = features.new_zeros(*x.shape[:-1], self.base_dim) if score is None else torch.asinh(0.5 * score)
+            seen = features.new_zeros(*x.shape[:-1], self.base_dim) if score is None else asinh(0.5 * score)
             x = torch.cat([x, seen], -1)
         t: Tensor = self.network(x).squeeze(-1)
         if self.target_hint and hint is not None:

@@ -260,7 +260,7 @@ class MixtureContrast(Contrast):
     center: Tensor
     whitening: Tensor
 
-    def __init__(self, components: int | None = None, rate: float = 0.05, jitter: float = 1e-3) -> None:
+    def __init__(self, components: int | None = None, rate: float = 0.1, jitter: float = 1e-3) -> None:
         super().__init__()
         self.components = None if components is None else integer("components", components, 1)
         self.rate = number("rate", rate)
@@ -283,9 +283,10 @@ class MixtureContrast(Contrast):
         self.register_buffer("counts", torch.full((k,), 1.0 / k))
         self.register_buffer("first", torch.zeros(k, dim))
         self.register_buffer("second", torch.eye(dim).expand(k, dim, dim).clone() / k)
-        # Overall location and Cholesky factor, for the adversary's coordinates.
+        # Overall location and Cholesky factor, for the adversary's coordinates, and that factor's inverse.
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("whitening", torch.eye(dim))
+        self.register_buffer("inverse_whitening", torch.eye(dim), persistent=False)
 
     @torch.no_grad()
     def begin(self, trunk: Trunk, draws: Tensor) -> None:
@@ -359,6 +360,12 @@ class MixtureContrast(Contrast):
         factor, info = torch.linalg.cholesky_ex(covariance)
         self.center.copy_(loc)
         self.whitening.copy_(torch.where(info == 0, factor, self.whitening))
+        self.inverse_whitening.copy_(inverse_factors(self.whitening))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if hasattr(self, "whitening"):
+            self.inverse_whitening.copy_(inverse_factors(self.whitening.detach()))
 
     def _component_log_probs(self, e: Tensor) -> Tensor:
         return component_log_probs(e, self.log_weights, self.locs, self.inverse_trils)
@@ -366,14 +373,15 @@ class MixtureContrast(Contrast):
     def sample(self, n: int) -> Tensor:
         k = torch.multinomial(self.log_weights.exp(), n, replacement=True)
         noise = torch.randn(n, self.locs.shape[-1], dtype=self.locs.dtype, device=self.locs.device)
-        return self.locs[k] + torch.einsum("nij,nj->ni", self.scale_trils[k], noise)
+        # A few products more than needed are cheaper than a factor fetched for each draw.
+        draws = torch.baddbmm(self.locs[:, None], noise.expand(len(self.locs), -1, -1), self.scale_trils.mT)
+        return draws[k, torch.arange(n, device=k.device)]
 
     def log_prob(self, e: Tensor) -> Tensor:
         return torch.logsumexp(self._component_log_probs(e), -1)
 
     def _standardise(self, e: Tensor) -> Tensor:
-        flat = (e - self.center).reshape(-1, e.shape[-1])
-        return torch.linalg.solve_triangular(self.whitening, flat.mT, upper=False).mT.reshape(e.shape)
+        return (e - self.center) @ self.inverse_whitening.mT
 
     def features(self, e: Tensor) -> Tensor:
         return self._standardise(e)
