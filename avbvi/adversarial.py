@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .control import Factor, StepPlan
 from .guides import AVBGuide
 from .hints import hint_at
 from .masking import unless
@@ -41,15 +42,15 @@ class AdversaryTrainer:
         guide.part("contrast").begin(guide.part("trunk"), guide.draw_base(max(4096, 8 * batch)))
         self.steps(guide, batch, 1.0, pretrain_steps)
 
-    def steps(self, guide: AVBGuide, batch: int, factor: float | Tensor, count: int) -> None:
+    def steps(self, guide: AVBGuide, batch: int, factor: Factor, count: int) -> None:
         """``count`` times :meth:`step`."""
         for _ in range(count):
             self.step(guide, batch, factor)
 
-    def follow(self, guide: AVBGuide, schedule: Schedule, done: float, timed: bool) -> tuple[float, float]:
-        """Average of the sampler's weights and polish at a point of the adversarial stage, in [0, 1).
+    def follow(self, guide: AVBGuide, schedule: Schedule, done: float, timed: bool) -> StepPlan:
+        """The plan of a step at a point of the adversarial stage, in [0, 1); the polish begins when it is time.
 
-        Returns the factors of the outer learning rate and of the adversary's. ``timed``: the run's length is known.
+        ``timed``: the run's length is known.
         """
         guide.adversarial_steps += 1
         count = int(guide.adversarial_steps)
@@ -57,16 +58,18 @@ class AdversaryTrainer:
         if polishing and not bool(guide.polishing):
             self.load_average(guide)
             guide.polishing.fill_(True)
-        elif not polishing and timed:
-            self.update_average(guide, min(schedule.average, (1.0 + count) / (10.0 + count)))
         warm = min(1.0, count / WARM_UP_STEPS)
         # The adversary keeps on learning while the sampler slows down, and comes to rest in the polish.
         if polishing:
-            return 0.0, schedule.adversary_floor * (1.0 - done) / schedule.polish
+            return StepPlan(outer=0.0, adversary=schedule.adversary_floor * (1.0 - done) / schedule.polish)
         factor = schedule.factor(done / (1.0 - schedule.polish) if timed else 0.0)
-        return warm * factor, warm * max(schedule.adversary_floor, factor)
+        return StepPlan(
+            outer=warm * factor,
+            adversary=warm * max(schedule.adversary_floor, factor),
+            average=min(schedule.average, (1.0 + count) / (10.0 + count)) if timed else None,
+        )
 
-    def step(self, guide: AVBGuide, batch: int, factor: float | Tensor) -> None:
+    def step(self, guide: AVBGuide, batch: int, factor: Factor) -> None:
         """Let the contrast follow fresh draws of q, then one step of the adversary at ``factor`` times its rate.
 
         A step whose draws or gradient are not finite is skipped and counted in the guide's ``skipped_steps``, or in
@@ -100,7 +103,7 @@ class AdversaryTrainer:
             loss: Tensor = adversary.objective.loss(t[:batch], t[batch:])
         return loss
 
-    def _move(self, guide: AVBGuide, loss: Tensor, factor: float | Tensor, finite: Tensor) -> None:
+    def _move(self, guide: AVBGuide, loss: Tensor, factor: Factor, finite: Tensor) -> None:
         """One step down the adversary's loss, unless its gradient or the draws are not finite."""
         if self.skipped is None:
             if not self.adam.move(loss, factor):
@@ -131,7 +134,7 @@ class AdversaryTrainer:
         """Told that the outer step has its gradients."""
 
     @torch.no_grad()
-    def update_average(self, guide: AVBGuide, decay: float) -> None:
+    def update_average(self, guide: AVBGuide, decay: Factor) -> None:
         """Exponential moving average of the sampler's weights, from which the final draws come."""
         for name, p in self._averaged(guide).items():
             self.average.setdefault(name, p.detach().clone()).lerp_(p, 1.0 - decay)

@@ -7,6 +7,7 @@ from typing import Any
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
+from .control import Factor, is_one
 from .guides import AVBGuide
 from .targets import Model
 
@@ -14,7 +15,7 @@ from .targets import Model
 class ScaledSites(Messenger):
     """Multiplies the log-densities of single sites: a dict of site name to positive factor."""
 
-    def __init__(self, factors: dict[str, float]) -> None:
+    def __init__(self, factors: dict[str, Factor]) -> None:
         super().__init__()
         self.factors = factors
 
@@ -26,11 +27,11 @@ class ScaledSites(Messenger):
 class Annealed:
     """Context in which the guides' terms are annealed; gives the model scaled to match."""
 
-    def __init__(self, model: Model | None, guides: list[AVBGuide], beta: float) -> None:
+    def __init__(self, model: Model | None, guides: list[AVBGuide], beta: Factor) -> None:
         self.model, self.guides, self.beta = model, guides, beta
 
     def __enter__(self) -> Model | None:
-        factors: dict[str, float] = {}
+        factors: dict[str, Factor] = {}
         for g in self.guides:
             g._beta = self.beta
             factors |= g.site_scales
@@ -39,7 +40,7 @@ class Annealed:
             return None
         if factors:
             model = ScaledSites(factors)(model)
-        return model if self.beta == 1.0 else poutine.scale(model, scale=self.beta)
+        return model if is_one(self.beta) else poutine.scale(model, scale=self.beta)
 
     def __exit__(self, *exception: object) -> None:
         for g in self.guides:

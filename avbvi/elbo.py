@@ -18,6 +18,7 @@ from torch import Tensor
 from .amortised.guide import AmortisedAVBGuide
 from .annealing import Annealed
 from .arguments import flag, instance, integer, positive_integer, positive_number
+from .control import StepPlan
 from .diagnostics import choose_stage
 from .direct import is_direct, negative_elbo
 from .errors import NonFiniteError
@@ -280,9 +281,10 @@ class AdversarialELBO(ELBO):
             for g in guides:
                 if isinstance(g, AmortisedAVBGuide):
                     calls.enter_context(g.training_call(args, kwargs))
-                    self._advance_amortised(g)
-                else:
-                    self.beta = self._advance(g)
+                plan = self.plan(g)
+                if not g.is_amortised:
+                    self.beta = float(plan.beta)
+                self.carry_out(g, plan)
             yield calls.enter_context(Annealed(model, guides, self.beta))
 
     def progress(self, guide: AVBGuide) -> float:
@@ -300,58 +302,57 @@ class AdversarialELBO(ELBO):
         left = max(1.0 - float(guide.began), 1e-6)  # starts may have taken it all
         return min(max(progress - float(guide.began), 0.0) / left, math.nextafter(1.0, 0.0))
 
-    def _advance(self, guide: AVBGuide) -> float:
-        """Move the guide through its stages and train its adversary; returns beta."""
+    def plan(self, guide: AVBGuide) -> StepPlan:
+        """Count a step of the guide, move it through its stages, and say what the step is to be."""
         if self.steps is not None and self.clock is None and int(guide.step_count) >= self.steps:
             self._factor = 0.0  # the run is over; the choice of stage stands
-            return 1.0
+            return StepPlan(outer=0.0)
         timed = self.steps is not None or self.clock is not None
+        plan = self._plan_amortised(guide, timed) if guide.is_amortised else self._plan_in_stages(guide, timed)
+        guide.step_count += 1
+        guide.comparison = None
+        self._factor = float(plan.outer)
+        return plan
+
+    def _plan_in_stages(self, guide: AVBGuide, timed: bool) -> StepPlan:
         share = 0.0
         if guide.part("trunk").is_trainable and timed:
             share = self.schedule.trunk if self.clock is not None else self.schedule.trunk_share_of_steps
-            stage = TrunkStage(
-                guide,
-                self.schedule,
-                share,
-                guide.target(),
-                weighted=is_direct(self.elbo, guide),
-                length=self.open_ended,
-            )
+            weighted, length = is_direct(self.elbo, guide), self.open_ended
+            stage = TrunkStage(guide, self.schedule, share, guide.target(), weighted=weighted, length=length)
             share = stage.share
         progress = self._progress_of_training(guide)
-        if guide.is_adversarial or progress >= share:
-            done = (progress - share) / (1.0 - share) if timed else 0.0
-            beta = self.schedule.beta(done) if timed and share == 0.0 else 1.0
-            guide._beta = beta
-            if not guide.is_adversarial:
-                self._enter_adversarial(guide)
-            self._train_adversary(guide, done, timed)
-        else:
-            beta, self._factor = stage.advance(progress)
-        guide.step_count += 1
-        guide.comparison = None
-        return beta
+        if not guide.is_adversarial and progress < share:
+            beta, factor = stage.advance(progress)
+            return StepPlan(beta=beta, outer=factor)
+        done = (progress - share) / (1.0 - share) if timed else 0.0
+        beta = self.schedule.beta(done) if timed and share == 0.0 else 1.0
+        guide._beta = beta
+        if not guide.is_adversarial:
+            self._enter_adversarial(guide)
+        return self._trainers.of(guide).follow(guide, self.schedule, done, timed)._replace(beta=beta)
 
-    def _advance_amortised(self, guide: AmortisedAVBGuide) -> None:
-        """Train an amortised guide's adversary on the minibatch of this call; there are no stages."""
-        if self.steps is not None and self.clock is None and int(guide.step_count) >= self.steps:
-            self._factor = 0.0  # the run is over
-            return
-        timed = self.steps is not None or self.clock is not None
+    def _plan_amortised(self, guide: AVBGuide, timed: bool) -> StepPlan:
+        """There are no stages; the head start is left to the step, which has a minibatch."""
         done = self._progress_of_training(guide) if timed else 0.0
-        guide.set_kl_weight(self.schedule.kl_weight(done) if timed else 1.0)
-        trainer = self._trainers.of(guide)
-        trainer.meet(guide)
-        if not int(guide.adversarial_steps):
-            trainer.begin(guide, self.adversary_batch, self.pretrain_steps)
-        self._train_adversary(guide, done, timed)
-        guide.step_count += 1
+        begins = not int(guide.adversarial_steps)
+        plan = self._trainers.of(guide).follow(guide, self.schedule, done, timed)
+        return plan._replace(kl_weight=self.schedule.kl_weight(done) if timed else 1.0, begins=begins)
 
-    def _train_adversary(self, guide: AVBGuide, done: float, timed: bool) -> None:
-        """The adversary's steps at a point of its stage; sets the outer step's rate."""
+    def carry_out(self, guide: AVBGuide, plan: StepPlan) -> None:
+        """The arithmetic of a step before the outer one: the average of weights, and the adversary's steps."""
+        if plan.adversary is None:
+            return
         trainer = self._trainers.of(guide)
-        self._factor, factor = trainer.follow(guide, self.schedule, done, timed)
-        trainer.steps(guide, self.adversary_batch, self.adversary_caution * factor, self.adversary_steps)
+        guide._beta = plan.beta
+        if isinstance(guide, AmortisedAVBGuide):
+            guide.set_kl_weight(plan.kl_weight)
+            trainer.meet(guide)
+            if plan.begins:
+                trainer.begin(guide, self.adversary_batch, self.pretrain_steps)
+        if plan.average is not None:
+            trainer.update_average(guide, plan.average)
+        trainer.steps(guide, self.adversary_batch, self.adversary_caution * plan.adversary, self.adversary_steps)
 
     def _moving(self, guides: list[AVBGuide]) -> bool:
         """Whether the outer step moves anything: not while the adversaries are polished."""

@@ -17,6 +17,7 @@ from .adversaries import Adversary, ResidualAdversary
 from .arguments import function, instance, levels
 from .checks import check_density, check_latents, check_name_is_free, check_plates, check_sampler, check_size
 from .contrasts import Contrast, MixtureContrast, PriorContrast
+from .control import Factor, is_one
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
 from .hints import hint
@@ -133,7 +134,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
         self.start_notes: list[str] = []
         self.start_suspect = False
         #: Inverse temperature of the current training call (set by AdversarialELBO).
-        self._beta = 1.0
+        self._beta: Factor = 1.0
 
     @staticmethod
     def _unique_name() -> str:
@@ -170,7 +171,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
         return list(self.part("adversary").parameters())
 
     @property
-    def site_scales(self) -> dict[str, float]:
+    def site_scales(self) -> dict[str, Factor]:
         """Factors of the terms of the model's latent sites in this training call, where they are not 1."""
         return {}
 
@@ -327,7 +328,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
     def log_p(self, target: UnconstrainedTarget, draw: Draw) -> Tensor:
         """The (annealed) target's log-density in base coordinates, (*batch,)."""
         log_p = target.log_prob(draw.z.reshape(-1, draw.z.shape[-1])).reshape(draw.z.shape[:-1])
-        if self._beta < 1.0:
+        if not is_one(self._beta):
             log_p = self._beta * log_p + (1.0 - self._beta) * self._log_reference(draw.z)
         return log_p + draw.log_det
 
@@ -353,7 +354,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
     # -- annealing: beta log p + (1 - beta) log N(0, 2^2 I) in the start's coordinates ------------------
 
     def _tempered(self, log_q: Tensor, draw: Draw) -> Tensor:
-        if self._beta == 1.0:
+        if is_one(self._beta):
             return log_q
         # forward() multiplies everything by beta, the sites' Jacobians included; log q itself must not be.
         rest = (1.0 - self._beta) * self._log_reference(draw.z)
@@ -367,7 +368,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
         """Sample all latent sites: a dict of site name to value (Pyro guide protocol)."""
         self._last_arguments = (args, kwargs)
         self.setup(*args, **kwargs)
-        if self._beta == 1.0:
+        if is_one(self._beta):
             sites: dict[str, Tensor] = super().forward(*args, **kwargs)
             return sites
         with poutine.scale(scale=self._beta):

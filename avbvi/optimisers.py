@@ -14,6 +14,7 @@ from pyro.optim import PyroOptim
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
+from .control import Factor
 from .errors import CheckpointError
 from .gradients import GradientBound
 from .masking import MaskedBound
@@ -87,7 +88,7 @@ class AdversaryAdam:
         if isinstance(self.bound, MaskedBound):
             self.bound = self.bound.unmasked()
 
-    def move(self, loss: Tensor, factor: float | Tensor) -> bool:
+    def move(self, loss: Tensor, factor: Factor) -> bool:
         """One step down the loss at ``factor`` times the rate; False, and no step, if its gradient is not finite.
 
         A gradient that is much longer than those before is shortened.
@@ -99,7 +100,7 @@ class AdversaryAdam:
         self._step(gradients, factor)
         return True
 
-    def move_masked(self, loss: Tensor, factor: float | Tensor, admitted: Tensor) -> Tensor:
+    def move_masked(self, loss: Tensor, factor: Factor, admitted: Tensor) -> Tensor:
         """:meth:`move` without reading anything back, for a captured step.
 
         Args:
@@ -117,7 +118,7 @@ class AdversaryAdam:
             self._step(gradients, factor)
         return skipped
 
-    def _step(self, gradients: Sequence[Tensor | None], factor: float | Tensor) -> None:
+    def _step(self, gradients: Sequence[Tensor | None], factor: Factor) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * factor
         # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must

@@ -18,6 +18,7 @@ from ..adversaries import Adversary
 from ..arguments import function, levels
 from ..checks import check_latents, check_sampler
 from ..contrasts import Contrast
+from ..control import Factor, is_one
 from ..distributions import Draw, ImplicitDistribution
 from ..errors import ModelError
 from ..guides import ADVERSARIAL, AVBGuide
@@ -100,7 +101,7 @@ class AmortisedAVBGuide(AVBGuide):
         #: What a training call has fixed for its duration: its minibatch and the contrast on it.
         self._call: tuple[Minibatch, Any] | None = None
         #: Weight of log q - log p(z) in the current training call (KL warm-up).
-        self._kl_weight = 1.0
+        self._kl_weight: Factor = 1.0
         self._opened: Minibatch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -316,7 +317,7 @@ class AmortisedAVBGuide(AVBGuide):
         finally:
             self._call, self._kl_weight = None, 1.0
 
-    def set_kl_weight(self, weight: float) -> None:
+    def set_kl_weight(self, weight: Factor) -> None:
         """Weigh log q(z | x) - log p(z) in the training call under way."""
         self._kl_weight = weight
 
@@ -327,9 +328,9 @@ class AmortisedAVBGuide(AVBGuide):
         return self._call
 
     @property
-    def site_scales(self) -> dict[str, float]:
+    def site_scales(self) -> dict[str, Factor]:
         """Factors of the terms of the model's latent sites in this training call, where they are not 1."""
-        return dict.fromkeys(self.site_names, self._kl_weight) if self._kl_weight != 1.0 else {}
+        return {} if is_one(self._kl_weight) else dict.fromkeys(self.site_names, self._kl_weight)
 
     @property
     def site_names(self) -> list[str]:

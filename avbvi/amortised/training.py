@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adversarial import AdversaryTrainer
+from ..control import Factor
 from ..guides import AVBGuide
 from .guide import AmortisedAVBGuide
 
@@ -27,7 +28,7 @@ class AmortisedTrainer(AdversaryTrainer):
         """Give the adversary a head start, on one minibatch."""
         self.steps(guide, batch, 1.0, pretrain_steps)
 
-    def steps(self, guide: AVBGuide, batch: int, factor: float | Tensor, count: int) -> None:
+    def steps(self, guide: AVBGuide, batch: int, factor: Factor, count: int) -> None:
         """``count`` steps of the adversary at ``factor`` times its rate, with ``batch`` draws of q and r per datum.
 
         In the polish, when all else rests, there are POLISH_FACTOR times as many draws. The draws of all steps are made
@@ -59,7 +60,7 @@ class AmortisedTrainer(AdversaryTrainer):
                     factor,
                 )
 
-    def step(self, guide: AVBGuide, batch: int, factor: float | Tensor) -> None:
+    def step(self, guide: AVBGuide, batch: int, factor: Factor) -> None:
         """One of :meth:`steps`."""
         self.steps(guide, batch, factor, 1)
 
@@ -70,7 +71,7 @@ class AmortisedTrainer(AdversaryTrainer):
         features: Tensor,
         log_prior: dict[str, Tensor],
         context: Tensor,
-        factor: float | Tensor,
+        factor: Factor,
     ) -> None:
         z_q, z_r = draws
         finite = torch.isfinite(z_q).all() & torch.isfinite(z_r).all()
