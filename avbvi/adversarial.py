@@ -16,6 +16,8 @@ from .optimisers import AdversaryAdam
 from .schedules import Schedule
 
 WARM_UP_STEPS = 100
+#: Adversary steps whose draws are made at once, between which the contrast rests.
+TOGETHER = 2
 
 
 class AdversaryTrainer:
@@ -42,10 +44,15 @@ class AdversaryTrainer:
         guide.part("contrast").begin(guide.part("trunk"), guide.draw_base(max(4096, 8 * batch)))
         self.steps(guide, batch, 1.0, pretrain_steps)
 
-    def steps(self, guide: AVBGuide, batch: int, factor: Factor, count: int) -> None:
-        """``count`` times :meth:`step`."""
-        for _ in range(count):
-            self.step(guide, batch, factor)
+    def steps(self, guide: AVBGuide, batch: int, factor: float | Tensor, count: int) -> None:
+        """``count`` steps of the adversary at ``factor`` times its rate, each with ``batch`` draws of q and of r.
+
+        The contrast follows the draws of q. A step whose draws or gradient are not finite is skipped and counted in
+        the guide's ``skipped_steps``, or in ``skipped`` once steps are masked; a gradient that is much longer than
+        those before is shortened.
+        """
+        for first in range(0, count, TOGETHER):
+            self._steps_together(guide, batch, factor, min(TOGETHER, count - first))
 
     def follow(self, guide: AVBGuide, schedule: Schedule, done: float, timed: bool) -> StepPlan:
         """The plan of a step at a point of the adversarial stage, in [0, 1); the polish begins when it is time.
@@ -69,39 +76,43 @@ class AdversaryTrainer:
             average=min(schedule.average, (1.0 + count) / (10.0 + count)) if timed else None,
         )
 
-    def step(self, guide: AVBGuide, batch: int, factor: Factor) -> None:
-        """Let the contrast follow fresh draws of q, then one step of the adversary at ``factor`` times its rate.
+    def step(self, guide: AVBGuide, batch: int, factor: float | Tensor) -> None:
+        """One of :meth:`steps`."""
+        self.steps(guide, batch, factor, 1)
 
-        A step whose draws or gradient are not finite is skipped and counted in the guide's ``skipped_steps``, or in
-        ``skipped`` once steps are masked; a gradient that is much longer than those before is shortened.
-        """
-        base_q = guide.draw_base(batch)
+    def _steps_together(self, guide: AVBGuide, batch: int, factor: float | Tensor, count: int) -> None:
+        """Some of :meth:`steps`, whose draws are made at once: neither sampler nor target moves between them."""
+        base_q = guide.draw_base(count * batch)
         finite = torch.isfinite(base_q).all()
         # The contrast's running moments would never recover from draws that are not finite.
         if self.skipped is None:
             if bool(finite):
-                self._move(guide, self._loss(guide, base_q), factor, finite)
+                self._steps_at(guide, base_q, count, factor, finite)
             else:
-                guide.skipped_steps += 1
+                guide.skipped_steps += count
             return
         with unless(~finite, (guide.part("contrast"), guide.part("adversary"))):
-            self._move(guide, self._loss(guide, torch.where(finite, base_q, 0.0)), factor, finite)
+            self._steps_at(guide, torch.where(finite, base_q, 0.0), count, factor, finite)
 
-    def _loss(self, guide: AVBGuide, base_q: Tensor) -> Tensor:
-        """The adversary's loss at draws (batch, base_dim) of q, which the contrast follows, and as many of r."""
+    def _steps_at(self, guide: AVBGuide, base_q: Tensor, count: int, factor: float | Tensor, finite: Tensor) -> None:
+        """Steps at draws (count * batch, base_dim) of q, which the contrast follows, and as many of r."""
         adversary, contrast = guide.part("adversary"), guide.part("contrast")
-        batch = len(base_q)
+        batch = len(base_q) // count
         with torch.no_grad():
             contrast.update(base_q)
-            base = torch.cat([base_q, contrast.sample(batch)])
+            base_r = contrast.sample(len(base_q))
+            # Each step's draws of q and r side by side.
+            base = torch.stack([base_q.reshape(count, batch, -1), base_r.reshape(count, batch, -1)], 1).flatten(0, 2)
             hint = hint_at(guide, base, contrast.log_prob(base))
             if hint is not None:
-                adversary.observe(hint.log_ratio[:batch])
+                adversary.observe(hint.log_ratio.reshape(count, 2, batch)[:, 0])
             features = contrast.features(base)
-        with torch.enable_grad():
-            t = adversary(features, hint)
-            loss: Tensor = adversary.objective.loss(t[:batch], t[batch:])
-        return loss
+        for i in range(count):
+            rows = slice(2 * batch * i, 2 * batch * (i + 1))
+            with torch.enable_grad():
+                t = adversary(features[rows], None if hint is None else hint.rows(rows))
+                loss = adversary.objective.loss(t[:batch], t[batch:])
+            self._move(guide, loss, factor, finite)
 
     def _move(self, guide: AVBGuide, loss: Tensor, factor: Factor, finite: Tensor) -> None:
         """One step down the adversary's loss, unless its gradient or the draws are not finite."""

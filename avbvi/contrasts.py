@@ -259,6 +259,7 @@ class MixtureContrast(Contrast):
     second: Tensor
     center: Tensor
     whitening: Tensor
+    inverse_whitening: Tensor
 
     def __init__(self, components: int | None = None, rate: float = 0.1, jitter: float = 1e-3) -> None:
         super().__init__()
