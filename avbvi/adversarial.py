@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .adversaries import Hint
+from .compiled_step import CompiledStep, annealed_by, annealing
 from .control import Factor, StepPlan
 from .guides import AVBGuide
 from .hints import hint_at
@@ -35,6 +38,9 @@ class AdversaryTrainer:
         self.average: dict[str, Tensor] = {}
         #: The model's own parameters, by their names in Pyro's store, that outer steps have moved.
         self.met: set[str] = set()
+        self.names = [f"adversary.{name}" for name, _ in guide.part("adversary").named_parameters()]
+        #: Runs the steps' arithmetic from compiled graphs; ``None`` runs it as it is.
+        self.compiled: CompiledStep | None = None
         #: Masked steps that were not taken, a 0-d tensor; ``None`` where steps are skipped by the host.
         self.skipped: Tensor | None = None
 
@@ -96,31 +102,27 @@ class AdversaryTrainer:
 
     def _steps_at(self, guide: AVBGuide, base_q: Tensor, count: int, factor: float | Tensor, finite: Tensor) -> None:
         """Steps at draws (count * batch, base_dim) of q, which the contrast follows, and as many of r."""
-        adversary, contrast = guide.part("adversary"), guide.part("contrast")
-        batch = len(base_q) // count
-        with torch.no_grad():
-            contrast.update(base_q)
-            base_r = contrast.sample(len(base_q))
-            # Each step's draws of q and r side by side.
-            base = torch.stack([base_q.reshape(count, batch, -1), base_r.reshape(count, batch, -1)], 1).flatten(0, 2)
-            hint = hint_at(guide, base, contrast.log_prob(base))
-            if hint is not None:
-                adversary.observe(hint.log_ratio.reshape(count, 2, batch)[:, 0])
-            features = contrast.features(base)
+        if self.compiled is None:
+            with torch.no_grad():
+                seen = prepared(guide, base_q, *annealing(guide), count=count)
+        else:
+            seen = self.compiled.run(guide, prepared, base_q, *annealing(guide), count=count)
+        rows = len(base_q) // count * 2
         for i in range(count):
-            rows = slice(2 * batch * i, 2 * batch * (i + 1))
-            with torch.enable_grad():
-                t = adversary(features[rows], None if hint is None else hint.rows(rows))
-                loss = adversary.objective.loss(t[:batch], t[batch:])
-            self._move(guide, loss, factor, finite)
+            part = [value[rows * i : rows * (i + 1)] for value in seen]
+            if self.compiled is None:
+                gradients = torch.autograd.grad(adversary_loss(guide, *part), self.adam.parameters, allow_unused=True)
+            else:
+                _, gradients = self.compiled.with_gradients(guide, adversary_loss, self.names, *part)
+            self._move(guide, gradients, factor, finite)
 
-    def _move(self, guide: AVBGuide, loss: Tensor, factor: Factor, finite: Tensor) -> None:
-        """One step down the adversary's loss, unless its gradient or the draws are not finite."""
+    def _move(self, guide: AVBGuide, gradients: Sequence[Tensor | None], factor: Factor, finite: Tensor) -> None:
+        """One step of the adversary's optimiser, unless the gradients or the draws are not finite."""
         if self.skipped is None:
-            if not self.adam.move(loss, factor):
+            if not self.adam.move_along(gradients, factor):
                 guide.skipped_steps += 1
         else:
-            self.skipped += self.adam.move_masked(loss, factor, finite)
+            self.skipped += self.adam.move_masked(gradients, factor, finite)
 
     # -- masked steps -------------------------------------------------------------------------------------
 
@@ -147,8 +149,11 @@ class AdversaryTrainer:
     @torch.no_grad()
     def update_average(self, guide: AVBGuide, decay: Factor) -> None:
         """Exponential moving average of the sampler's weights, from which the final draws come."""
-        for name, p in self._averaged(guide).items():
-            self.average.setdefault(name, p.detach().clone()).lerp_(p, 1.0 - decay)
+        averaged = self._averaged(guide)
+        for name, p in averaged.items():
+            if name not in self.average:
+                self.average[name] = p.detach().clone()
+        torch._foreach_lerp_([self.average[name] for name in averaged], list(averaged.values()), 1.0 - decay)
 
     @torch.no_grad()
     def load_average(self, guide: AVBGuide) -> None:
@@ -166,6 +171,35 @@ class AdversaryTrainer:
         self.adam.load_state_dict(state)
         self.average = copy.deepcopy(state["average"])
         self.met = set(state["met"])
+
+
+def prepared(guide: AVBGuide, base_q: Tensor, *beta: Tensor, count: int) -> tuple[Tensor, ...]:
+    """What the adversary sees in ``count`` steps: features and, where it asks for them, log-ratios and scores.
+
+    The contrast follows the draws of q, base_q (count * batch, base_dim), and gives as many of its own. Each step's
+    draws lie side by side, those of q before those of r: (2 * count * batch, ...). ``beta``: see
+    :func:`~avbvi.compiled_step.annealing`.
+    """
+    adversary, contrast = guide.part("adversary"), guide.part("contrast")
+    batch = len(base_q) // count
+    contrast.update(base_q)
+    base_r = contrast.sample(len(base_q))
+    base = torch.stack([base_q.reshape(count, batch, -1), base_r.reshape(count, batch, -1)], 1).flatten(0, 2)
+    with annealed_by(guide, beta):
+        hint = hint_at(guide, base, contrast.log_prob(base))
+    if hint is None:
+        return (contrast.features(base),)
+    adversary.observe(hint.log_ratio.reshape(count, 2, batch)[:, 0])
+    return contrast.features(base), *(value for value in hint if value is not None)
+
+
+def adversary_loss(guide: AVBGuide, features: Tensor, *hint: Tensor) -> Tensor:
+    """The adversary's loss at features of as many draws of q as of r, and their hints, of :func:`prepared`."""
+    adversary = guide.part("adversary")
+    with torch.enable_grad():
+        t = adversary(features, Hint(*hint) if hint else None)
+        loss: Tensor = adversary.objective.loss(*t.chunk(2))
+    return loss
 
 
 @torch.no_grad()

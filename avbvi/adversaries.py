@@ -24,10 +24,6 @@ class Hint(NamedTuple):
     log_ratio: Tensor
     score: Tensor | None = None
 
-    def rows(self, rows: slice) -> Hint:
-        """The hint for some of the draws."""
-        return Hint(self.log_ratio[rows], None if self.score is None else self.score[rows])
-
 
 class Adversary(Part):
     """Base class of adversaries.

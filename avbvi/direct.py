@@ -7,6 +7,7 @@ from typing import Any
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
+from .compiled_step import CompiledStep, annealed_by, annealing
 from .distributions import Draw
 from .guides import AVBGuide
 from .targets import UnconstrainedTarget
@@ -26,13 +27,42 @@ def is_direct(elbo: ELBO, guide: Any) -> bool:
     return target is not None and not target.has_parameters and not target.enumerated
 
 
+def loss_and_gradients(guide: AVBGuide, n: int, compiled: CompiledStep | None) -> float:
+    """:func:`negative_elbo`, its gradients left in the parameters' ``.grad``."""
+    target = guide.target()
+    assert target is not None
+    if compiled is None:
+        value = negative_elbo(guide, target, n)
+        if value.requires_grad:
+            value.backward()
+        return float(value.detach())
+    if compiled.first_in_stage(guide):
+        with guide._pyro_context:
+            guide.get_posterior(*target.args, **target.kwargs)  # announces the parameters that are to be trained
+    value, gradients = compiled.with_gradients(guide, _loss, list(compiled.outer), *annealing(guide), n=n)
+    for parameter, gradient in zip(compiled.outer.values(), gradients, strict=True):
+        parameter.grad = gradient
+    return float(value)
+
+
+def _loss(guide: AVBGuide, *beta: Tensor, n: int) -> Tensor:
+    target = guide.target()
+    assert target is not None
+    with annealed_by(guide, beta):
+        return _negative_elbo(guide, target, n)
+
+
 def negative_elbo(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> Tensor:
     """Mean of log q - log p (annealed) over n draws, differentiable.
 
     Parameters are announced to Pyro as in a call of the guide, so that SVI trains them.
     """
     with guide._pyro_context:
-        posterior = guide.get_posterior(*target.args, **target.kwargs)
+        return _negative_elbo(guide, target, n)
+
+
+def _negative_elbo(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> Tensor:
+    posterior = guide.get_posterior(*target.args, **target.kwargs)
     weights = None
     if guide.is_adversarial:
         draw = posterior.draw((n,))

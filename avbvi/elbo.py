@@ -18,9 +18,10 @@ from torch import Tensor
 from .amortised.guide import AmortisedAVBGuide
 from .annealing import Annealed
 from .arguments import flag, instance, integer, positive_integer, positive_number
+from .compiled_step import CompiledStep
 from .control import StepPlan
 from .diagnostics import choose_stage
-from .direct import is_direct, negative_elbo
+from .direct import is_direct, loss_and_gradients, negative_elbo
 from .errors import NonFiniteError
 from .gradients import StepGuard, explain_non_finite, with_gradient
 from .guides import ADVERSARIAL, TRUNK, AVBGuide
@@ -124,6 +125,8 @@ class AdversarialELBO(ELBO):
         self._guide: Callable[[], Any] = lambda: None
         #: Inverse temperature of the last training call.
         self.beta = 1.0
+        #: Compiled arithmetic of the one guide's steps (set by ``fit``).
+        self.compiled: CompiledStep | None = None
         #: Called with a guide whose trunk is about to be frozen.
         self.before_adversarial: Callable[[AVBGuide], object] | None = None
 
@@ -212,10 +215,7 @@ class AdversarialELBO(ELBO):
         guides = self._ready(model, guide, args, kwargs)
         with self._training(model, guides, args, kwargs) as annealed:
             if is_direct(self.elbo, guide):
-                value = negative_elbo(guide, guide.target(), self.num_particles)
-                if value.requires_grad:
-                    value.backward()
-                loss = float(value.detach())
+                loss = loss_and_gradients(guide, self.num_particles, self.compiled)
             else:
                 loss = self.elbo.loss_and_grads(annealed, guide, *args, **kwargs)
         self._trainers.meet(guides)
@@ -344,6 +344,7 @@ class AdversarialELBO(ELBO):
         if plan.adversary is None:
             return
         trainer = self._trainers.of(guide)
+        trainer.compiled = self.compiled
         guide._beta = plan.beta
         if isinstance(guide, AmortisedAVBGuide):
             guide.set_kl_weight(plan.kl_weight)

@@ -93,18 +93,21 @@ class AdversaryAdam:
 
         A gradient that is much longer than those before is shortened.
         """
+        return self.move_along(torch.autograd.grad(loss, self.parameters, allow_unused=True), factor)
+
+    def move_along(self, gradients: Sequence[Tensor | None], factor: Factor) -> bool:
+        """:meth:`move`, with the gradients at hand; None for a parameter that the loss did not meet."""
         assert isinstance(self.bound, GradientBound)
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         if not self.bound.apply([g for g in gradients if g is not None]):
             return False
         self._step(gradients, factor)
         return True
 
-    def move_masked(self, loss: Tensor, factor: Factor, admitted: Tensor) -> Tensor:
-        """:meth:`move` without reading anything back, for a captured step.
+    def move_masked(self, gradients: Sequence[Tensor | None], factor: Factor, admitted: Tensor) -> Tensor:
+        """:meth:`move_along` without reading anything back, for a captured step.
 
         Args:
-            loss: what the step goes down.
+            gradients: those of what the step goes down.
             factor: factor of the rate, a tensor () where it is to change from replay to replay.
             admitted: () boolean; no step is taken where it is false.
 
@@ -112,7 +115,6 @@ class AdversaryAdam:
             () float32: 1 where no step was taken, else 0.
         """
         assert isinstance(self.bound, MaskedBound)
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         skipped = self.bound.apply([g for g in gradients if g is not None], admitted)
         with skipping(self.optimiser, skipped):
             self._step(gradients, factor)

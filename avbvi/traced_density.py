@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .tracing import TracingError, record
 
@@ -74,6 +75,8 @@ class TracedDensity:
         if self._stopped or self.reason is not None:
             return None
         key = (z.shape, z.dtype, z.device)
+        if get_proxy_mode() is not None:
+            return self._recorded.get(key)  # part of a larger recording
         count = self._requests[key] = self._requests.get(key, 0) + 1
         if count < WORTHWHILE:
             return None

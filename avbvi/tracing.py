@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from .rng import rng_untouched, seeded
 
 #: Operations beyond which a graph is not worth its recording: loops written out in Python.
 MOST_OPERATIONS = 20_000
@@ -50,6 +53,103 @@ def record(function: Callable[..., Any], *example: Tensor) -> fx.GraphModule:
     return graph_module
 
 
+class ModuleGraph:
+    """``function(module, *tensors)`` as a graph whose inputs are the module's own tensors too.
+
+    Changes of its buffers in place are kept, and so are draws of random numbers: they come from the same generator in
+    the same order. All else that the function reads is constant. The module must keep its tensors, whose values change.
+
+    Args:
+        module: the module.
+        function: of the module and ``example``, to a tensor, or a tuple of tensors and ``None``.
+        example: tensors like those that the graph is to be called with.
+        constant: names of the module's tensors that only direct the function and are constant, too.
+        with_gradient: names of parameters; the graph then gives (value, *gradients) of the function's one value.
+
+    Raises:
+        TracingError: it can't be recorded, or the graph gives other values than the function.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        function: Callable[..., Any],
+        example: Sequence[Tensor],
+        *,
+        constant: Collection[str] = (),
+        with_gradient: Sequence[str] = (),
+    ) -> None:
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        named = {name: value.detach() for name, value in named.items() if name not in constant}
+        self._names, self._tensors = list(named), list(named.values())
+        caller = _Caller(module, function)
+
+        def flat(own: list[Tensor], *tensors: Tensor) -> Any:
+            by_name = dict(zip(self._names, own, strict=True))
+            leaves = [by_name[name].detach().requires_grad_() for name in with_gradient]
+            by_name.update(zip(with_gradient, leaves, strict=True))
+            own_names = {f"module.{name}": value for name, value in by_name.items()}
+            with torch.set_grad_enabled(bool(leaves)):
+                value = functional_call(caller, own_names, tensors)
+            if not leaves:
+                return value
+            return value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True)
+
+        with rng_untouched():
+            self._graph: Callable[..., Any] = _without_in_place(flat, self._copies(), *example)
+            self._check(flat, example)
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        """The function's value, at the module's tensors as they are."""
+        with torch.no_grad():
+            return self._graph(self._tensors, *tensors)
+
+    def try_out(self, *tensors: Tensor) -> None:
+        """Call the graph on copies: nothing changes, no random number is used up."""
+        with rng_untouched(), torch.no_grad():
+            self._graph(self._copies(), *tensors)
+
+    def compile(self) -> None:
+        """Let ``torch.compile`` fuse the graph's operations, which takes some seconds on the first call after this."""
+        # Its own random numbers would be others.
+        self._graph = torch.compile(self._graph, dynamic=False, options={"fallback_random": True})
+
+    def _copies(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self._tensors]
+
+    def _check(self, flat: Callable[..., Any], example: Sequence[Tensor]) -> None:
+        results = []
+        for run in (flat, self._graph):
+            own = self._copies()
+            with seeded(0), torch.no_grad():
+                value = run(own, *example)
+            results.append([v for v in (*(value if isinstance(value, tuple) else (value,)), *own) if v is not None])
+        for expected, found in zip(*results, strict=True):
+            if not torch.allclose(expected, found, rtol=1e-3, atol=1e-4, equal_nan=True):
+                raise TracingError("its graph gives other values than the function itself")
+
+
+class _Caller(nn.Module):
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.function(self.module, *tensors)
+
+
+def _without_in_place(function: Callable[..., Any], *example: Any) -> fx.GraphModule:
+    """Record a function whose changes of its arguments in place are copied into them at the end."""
+    try:
+        with torch.no_grad():
+            recorded = make_fx(function, record_module_stack=False)(*example)
+            graph_module = make_fx(functionalize(recorded), record_module_stack=False)(*example)
+    except Exception as error:  # as in record()
+        raise TracingError(f"{type(error).__name__}: {error}") from error
+    simplify(graph_module)
+    return graph_module
+
+
 def simplify(graph_module: fx.GraphModule) -> None:
     """Fold constants, drop operations that change nothing, merge equal ones; for graphs without in-place operations."""
     graph = graph_module.graph
@@ -71,9 +171,11 @@ def _changes_arguments(target: Any) -> bool:
 
 
 def _acts(node: fx.Node) -> bool:
-    """Whether a node does something beside its result: checks whether a matrix was singular, say."""
+    """Whether a node does more than give a result: draws, changes a tensor, checks whether a matrix was singular."""
     schema = getattr(node.target, "_schema", None)
-    return node.is_impure() or (schema is not None and not schema.returns)
+    if _is_random(node.target) or node.is_impure():
+        return True
+    return schema is not None and (schema.is_mutable or not schema.returns)
 
 
 def _value(graph_module: fx.GraphModule, node: Any) -> Any:
@@ -85,7 +187,7 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
     """Compute beforehand what depends on no input's values."""
     graph, count = graph_module.graph, 0
     for node in list(graph.nodes):
-        if node.op != "call_function":
+        if node.op != "call_function" or _acts(node):
             continue
         filled = _filled(node)
         if filled is not None:
@@ -177,7 +279,7 @@ def _merge_equal(graph: fx.Graph) -> None:
     """Compute once what is computed twice (common subexpressions)."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op not in ("call_function", "get_attr"):
+        if node.op not in ("call_function", "get_attr") or _acts(node):
             continue
         key = (node.op, node.target, _hashable(node.args), _hashable(node.kwargs))
         if key in seen:

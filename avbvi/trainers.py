@@ -21,6 +21,8 @@ def avb_guides(guide: Any) -> list[AVBGuide]:
         TypeError: there are none.
     """
     unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, AVBGuide):
+        return [unwrapped]  # as most guides are, without a walk through all of its modules at every step
     guides = [m for m in unwrapped.modules() if isinstance(m, AVBGuide)] if isinstance(unwrapped, nn.Module) else []
     if not guides:
         raise TypeError(f"guide must be an AVBGuide or a module that holds one, found {type(unwrapped).__name__}")

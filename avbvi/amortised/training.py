@@ -85,7 +85,7 @@ class AmortisedTrainer(AdversaryTrainer):
             own = contrast.loss(z_q, context, guide.part("sampler"))
             if own is not None:
                 loss = loss + own
-        self._move(guide, loss, factor, finite)
+        self._move(guide, torch.autograd.grad(loss, self.adam.parameters, allow_unused=True), factor, finite)
 
     def _averaged(self, guide: AVBGuide) -> dict[str, nn.Parameter]:
         own = {id(p) for p in guide.parameters()}
