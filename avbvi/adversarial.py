@@ -129,11 +129,18 @@ class AdversaryTrainer:
     def mask(self, like: Tensor) -> None:
         """From now on mask steps on the device of ``like`` instead of reading back whether to skip them.
 
-        They are counted in ``skipped`` (), which whoever masks adds to the guide's ``skipped_steps``.
+        They are counted in ``skipped``; whoever masks adds what :meth:`take_skipped` gives to ``skipped_steps``.
         """
         if self.skipped is None:
             self.skipped = torch.zeros((), device=like.device)
             self.adam.mask(like)
+
+    def take_skipped(self) -> Tensor:
+        """Number () of masked steps that were not taken since the last call."""
+        assert self.skipped is not None
+        taken = self.skipped.clone()
+        self.skipped.zero_()
+        return taken
 
     def unmask(self) -> None:
         """Back to skipping; waits for the device."""

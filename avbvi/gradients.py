@@ -78,6 +78,64 @@ class GradientBound:
         self.mean, self.count = state["mean"], int(state["count"])
 
 
+class MaskedBound:
+    """A :class:`GradientBound` whose running mean stays on the gradients' device.
+
+    Its arithmetic is the same, in float64, but nothing is read back, so that it can be part of a captured graph: a
+    gradient that is not finite leaves the mean as it is, and is told to the optimiser by a flag.
+
+    Args:
+        bound: settings and running mean to begin with.
+        like: gives the device.
+    """
+
+    def __init__(self, bound: GradientBound, like: Tensor) -> None:
+        self.longest, self.decay = bound.longest, bound.decay
+        self.mean = torch.zeros((), dtype=torch.float64, device=like.device)
+        self.count = torch.zeros((), dtype=torch.float64, device=like.device)
+        self.load_state_dict(bound.state_dict())
+
+    @torch.no_grad()
+    def apply(self, gradients: Sequence[Tensor], admitted: Tensor) -> Tensor:
+        """Shorten gradients of one step, in place, if they are too long together.
+
+        Args:
+            gradients: the step's gradients.
+            admitted: () boolean; where it is false the step counts as not finite.
+
+        Returns:
+            () float32: 1 where the step must not be taken, else 0, as fused optimisers take it in ``found_inf``.
+        """
+        if not gradients:
+            return (~admitted).float()
+        norm = get_total_norm(gradients).double()
+        finite = torch.isfinite(norm) & admitted
+        known = self.mean > 0.0
+        bounded = torch.where(known, torch.minimum(norm, self.longest * self.mean), norm)
+        decay = torch.where(known, ((1.0 + self.count) / (10.0 + self.count)).clamp_max(self.decay), 0.0)
+        mean = decay * self.mean + (1.0 - decay) * bounded
+        self.mean.copy_(torch.where(finite, mean, self.mean))
+        self.count.add_(finite)
+        factor = torch.where(bounded < norm, bounded / norm, 1.0)
+        torch._foreach_mul_(list(gradients), factor.to(gradients[0].dtype))
+        return (~finite).float()
+
+    def state_dict(self) -> dict[str, float]:
+        """The running mean, as plain data; waits for the device."""
+        return {"mean": float(self.mean), "count": float(self.count)}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what :meth:`state_dict` gave, in place."""
+        self.mean.fill_(state["mean"])
+        self.count.fill_(state["count"])
+
+    def unmasked(self) -> GradientBound:
+        """The same bound with its running mean on the host; waits for the device."""
+        bound = GradientBound(self.longest, self.decay)
+        bound.load_state_dict(self.state_dict())
+        return bound
+
+
 class StepGuard:
     """Admits steps of one loss: bounds their gradients, and counts those that have to be skipped.
 
@@ -86,11 +144,22 @@ class StepGuard:
     """
 
     def __init__(self) -> None:
-        self.bound = GradientBound()
+        self.bound: GradientBound | MaskedBound = GradientBound()
         self.skipped_in_a_row = 0
+
+    def mask(self, like: Tensor) -> None:
+        """Let :meth:`judge` take the place of :meth:`admits`; the bound on gradients moves to ``like``'s device."""
+        if isinstance(self.bound, GradientBound):
+            self.bound = MaskedBound(self.bound, like)
+
+    def judge(self, loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Shorten a masked step's gradients in place; gives () float32, 1 where it must not be taken, else 0."""
+        assert isinstance(self.bound, MaskedBound)
+        return self.bound.apply(gradients, torch.isfinite(loss))
 
     def admits(self, loss: float, gradients: Sequence[Tensor], guides: Sequence[AVBGuide]) -> bool:
         """Whether loss and gradients are finite; shortens the gradients in place, or counts a skipped step."""
+        assert isinstance(self.bound, GradientBound)
         if math.isfinite(loss) and self.bound.apply(gradients):
             self.skipped_in_a_row = 0
             return True

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from .control import Factor
 from .errors import CheckpointError
-from .gradients import GradientBound
-from .masking import MaskedBound
+from .gradients import GradientBound, MaskedBound
+from .masking import make_capturable, skipping
 from .schedules import ScheduledAdam
 
 
@@ -42,26 +41,6 @@ def scheduled_adam(
         return {"lr": lr if id(stored.get(name)) in own else model_lr}
 
     return PyroOptim(partial(ScheduledAdam, factor=factor), rate)
-
-
-def make_capturable(optimiser: torch.optim.Adam, like: Tensor) -> None:
-    """Let an optimiser's steps be captured where ``like`` lies on a device that captures."""
-    optimiser.defaults["capturable"] = like.is_cuda
-    for group in optimiser.param_groups:
-        group["capturable"] = like.is_cuda
-    # Such a step may also be run by itself, on which torch would comment.
-    cast("Any", optimiser)._warned_capturable_if_run_uncaptured = True
-
-
-@contextmanager
-def skipping(optimiser: torch.optim.Adam, skipped: Tensor) -> Iterator[None]:
-    """Run the block, in which the fused optimiser's steps change nothing where ``skipped`` (), float32, is 1."""
-    own: Any = optimiser
-    own.found_inf = skipped
-    try:
-        yield
-    finally:
-        del own.found_inf
 
 
 class AdversaryAdam:
@@ -122,7 +101,8 @@ class AdversaryAdam:
 
     def _step(self, gradients: Sequence[Tensor | None], factor: Factor) -> None:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * factor
+            # The kernel takes a tensor in float32 only.
+            group["lr"] = (self.lr * factor).float() if isinstance(factor, Tensor) else self.lr * factor
         # .grad is lent to the optimiser for this one step: a user's optimiser over all parameters must
         # find nothing there.
         for p, g in zip(self.parameters, gradients, strict=True):

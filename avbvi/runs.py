@@ -22,6 +22,7 @@ class Run:
     ``stage`` (0 trunk, 1 adversarial). ``stopped_at`` is the step at which a stopping rule found the trunk
     converged; None where it did not, or there was no rule. ``rollbacks`` counts how often the run broke down and went
     on from an earlier state with half the learning rates; ``interrupted``, whether Ctrl-C ended it.
+    ``execution`` tells in words whether steps were captured as CUDA graphs, and if not, why.
     """
 
     seed: int | None = None
@@ -31,6 +32,7 @@ class Run:
     stopped_at: int | None = None
     rollbacks: int = 0
     interrupted: bool = False
+    execution: str = "step by step"
     history: dict[str, list[float]] = field(default_factory=lambda: {"step": [], "elbo": [], "stage": []})
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .arguments import flag, number
+from .masking import skipping
 from .stopping import Stopping
 
 #: What a step of the adversarial stage costs, in steps of the trunk's: runs of given steps and runs of given
@@ -127,6 +129,14 @@ class ScheduledAdam(torch.optim.Adam):
         for group, lr in zip(self.param_groups, self._rates, strict=True):
             group["lr"] = lr * self._factor()
         return super().step(closure)
+
+    def masked_step(self, factor: Tensor, skipped: Tensor) -> None:
+        """A step at ``factor`` () times the rates that changes nothing where ``skipped`` (), float32, is 1."""
+        for group, lr in zip(self.param_groups, self._rates, strict=True):
+            # The kernel takes a tensor in float32 only.
+            group["lr"] = (lr * factor).float()
+        with skipping(self, skipped):
+            super().step()
 
 
 class Clock:

@@ -61,6 +61,11 @@ class Trainers:
             if guide in self._trainers:
                 self._trainers[guide].meet(guide)
 
+    def unmask(self, guide: AVBGuide) -> None:
+        """Let a guide's adversary skip steps again where they were masked; waits for the device."""
+        if guide in self._trainers:
+            self._trainers[guide].unmask()
+
     def state_dict(self) -> dict[str, Any]:
         """States by the guides' names."""
         return self._waiting | {g._pyro_name: t.state_dict() for g, t in self._trainers.items()}

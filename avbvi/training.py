@@ -16,6 +16,7 @@ from pyro import poutine
 from tqdm.auto import tqdm
 
 from .batches import Batches, FixedArguments, LoaderBatches, is_loader
+from .capture.running import Execution, StepByStep, execution_of
 from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
 from .elbo import AdversarialELBO
 from .errors import FitFailed, NonFiniteError
@@ -69,6 +70,9 @@ class Trainer:
         #: Moving average of the ELBO, for the progress bar.
         self.smoothed = float("nan")
         self._share = 1.0
+        #: Whether steps read nothing back and are captured (:func:`~avbvi.capture.running.execution_of`).
+        self.capture: bool | None = None
+        self.execution: Execution = StepByStep(self)
 
     def train(
         self,
@@ -92,6 +96,7 @@ class Trainer:
                 self._target_traced(),
                 tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
+                self.execution = execution_of(self, self.capture, RECORD_EVERY)
                 self._loop(started, bar, checkpoint)
                 bar.set_postfix_str("comparing the stages")
                 self._finish()
@@ -99,6 +104,7 @@ class Trainer:
             error.posterior = self._failed(str(error), started)
             raise
         finally:
+            self.execution.close()
             self.elbo.steps, self.elbo.clock, self.elbo.open_ended = None, None, None
             self.elbo.begin_run()
         self._close(started)
@@ -135,7 +141,7 @@ class Trainer:
         with torch.no_grad(), pyro.validation_enabled(True), rng_untouched(), kept:
             loss = self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
         if not resumes:
-            self.recovery.begin(loss / self._unit())
+            self.recovery.begin(loss / self.unit())
 
     def _loop(self, started: float, bar: Any, checkpoint: str | PathLike[str] | None) -> None:
         saved = time.monotonic()
@@ -161,15 +167,20 @@ class Trainer:
                 save_run(checkpoint, self, self.elapsed_before + time.monotonic() - started)
 
     def _advance(self, bar: Any) -> None:
-        """One step, noted and watched."""
+        """One step or some, noted and watched."""
+        rollbacks = self.recovery.rollbacks
         try:
-            loss = self.step() / self._unit()
+            for count, loss in self.execution.advance():
+                self._note(count, loss, bar)
+                if self.recovery.rollbacks > rollbacks:
+                    break  # what came after was of the state that was left
         except FitFailed:
             raise
         except NonFiniteError as error:
             self.recovery.roll_back(str(error))
-            return
-        count = int(self.guide.step_count)
+
+    def _note(self, count: int, loss: float, bar: Any) -> None:
+        """Note the loss of step number ``count``, and look at the fit's health when it is time."""
         if self.open_ended is not None:
             self.open_ended.update(count, -loss)
             self.elbo.steps = self.open_ended.steps
@@ -206,7 +217,7 @@ class Trainer:
         """What watches the run."""
         return Recovery(self.state)
 
-    def _unit(self) -> float:
+    def unit(self) -> float:
         """By what the last step's loss is divided in the record and on the bar."""
         return 1.0
 
@@ -241,6 +252,7 @@ class Trainer:
     def _close(self, started: float) -> None:
         put_to_rest(self.model, self.guide)
         self.run.seconds = self.elapsed_before + time.monotonic() - started
+        self.run.execution = self.execution.describe()
         self.run.steps = int(self.guide.step_count)
         self.run.skipped_steps = int(self.guide.skipped_steps)
         self.run.rollbacks = self.recovery.rollbacks

@@ -14,6 +14,7 @@ from torch import Tensor
 from .elbo import LOSS, AdversarialELBO
 from .errors import CheckpointError
 from .guides import AVBGuide
+from .masking import make_capturable
 from .schedules import ScheduledAdam
 
 #: The guide's counts that only grow: a rollback does not take them back.
@@ -46,6 +47,8 @@ class TrainingState:
         self.buffers = dict(buffers or {})
         self.optimiser: ScheduledAdam | None = None
         self._parameters: dict[str, Tensor] = {}
+        #: How often a state was restored; what was captured of the tensors before then is void.
+        self.restorations = 0
 
     def optimise(self, named: dict[str, Tensor]) -> None:
         """One step of the outer optimiser; parameters not met before, by their names in Pyro's store, join it."""
@@ -53,6 +56,15 @@ class TrainingState:
             self._add(name, parameter)
         assert self.optimiser is not None
         self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    def optimise_masked(self, named: dict[str, Tensor], factor: Tensor, skipped: Tensor) -> None:
+        """The same at ``factor`` () times the rates; nothing changes where ``skipped`` (), float32, is 1."""
+        for name, parameter in named.items():
+            self._add(name, parameter)
+        assert self.optimiser is not None
+        make_capturable(self.optimiser, factor)
+        self.optimiser.masked_step(factor, skipped)
         self.optimiser.zero_grad()
 
     def _add(self, name: str, parameter: Tensor) -> None:
@@ -107,6 +119,7 @@ class TrainingState:
     @torch.no_grad()
     def restore(self, content: dict[str, Any], *, counts: bool = True) -> None:
         """Go back to what :meth:`capture` gave; without ``counts`` the guide's ``COUNTS`` stay."""
+        self.restorations += 1
         content = _copied(content)  # optimisers keep, and later overwrite, what they are given
         kept = {name: int(getattr(self.guide, name)) for name in COUNTS}
         self.guide.load_state_dict(content["guide"])

@@ -21,13 +21,15 @@ from avbvi import (
 )
 from avbvi.adversarial import AdversaryTrainer
 from avbvi.amortised.training import AmortisedTrainer
-from avbvi.gradients import GradientBound
-from avbvi.masking import MaskedBound, unless
+from avbvi.gradients import GradientBound, MaskedBound
+from avbvi.masking import unless
 from avbvi.optimisers import AdversaryAdam
 from tests.amortised.known import LinearGaussian
 from tests.amortised.test_guide import small_guide
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
+#: A rate in a tensor is rounded to float32, as the kernel takes no other.
+RATE = {"atol": 1e-7, "rtol": 1e-6}
 
 
 def test_the_masked_bound_is_the_host_s() -> None:
@@ -85,10 +87,10 @@ def test_masked_moves_of_adam_are_the_host_s() -> None:
             networks[1](x).square().sum(), torch.tensor(factor, dtype=torch.float64), torch.tensor(True)
         )
         assert float(skipped) == float(not taken) == float(i in (3, 7))
-        torch.testing.assert_close(networks[1].state_dict(), networks[0].state_dict(), **EXACT)
+        torch.testing.assert_close(networks[1].state_dict(), networks[0].state_dict(), **RATE)
     states = [copy.deepcopy(adam.state_dict()) for adam in (host, masked)]
     for own, other in zip(*(s["optimiser"]["state"].values() for s in states), strict=True):
-        torch.testing.assert_close(own, other, **EXACT)
+        torch.testing.assert_close(own, other, **RATE)
     groups = [s["optimiser"]["param_groups"][0] for s in states]
     assert groups[0] == groups[1] | {"lr": groups[0]["lr"]}
     assert groups[1]["lr"] == pytest.approx(groups[0]["lr"])
@@ -96,7 +98,7 @@ def test_masked_moves_of_adam_are_the_host_s() -> None:
     masked.unmask()
     for adam, network in zip((host, masked), networks, strict=True):
         assert adam.move(network(torch.ones(1, 3).double()).square().sum(), 1.0)
-    torch.testing.assert_close(networks[1].state_dict(), networks[0].state_dict(), **EXACT)
+    torch.testing.assert_close(networks[1].state_dict(), networks[0].state_dict(), **RATE)
 
 
 class Faulty(ResidualSampler):

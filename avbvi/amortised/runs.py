@@ -132,7 +132,7 @@ class AmortisedRun(Trainer):
     def _watch(self) -> Recovery:
         return AmortisedRecovery(self.state, self)
 
-    def _unit(self) -> float:
+    def unit(self) -> float:
         reader = self._amortised().reader
         assert reader is not None
         return float(reader.frame(self.current, self.kwargs).full_size)

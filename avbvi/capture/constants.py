@@ -1,0 +1,51 @@
+"""Tensors of Python's numbers, made once: a captured step can't copy them to the device anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor})
+
+
+class Constants(TorchFunctionMode):
+    """Context in which ``torch.tensor`` of the same plain numbers is made once and cloned from then on.
+
+    Models are full of such constants, ``dist.Normal(0.0, 1.0)`` among them. On a GPU each would be a copy that blocks;
+    a clone is a kernel like any other. Keep the object from step to step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Any, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in MAKERS or len(args) != 1 or kwargs.get("requires_grad"):
+            return func(*args, **kwargs)
+        plain = _plain(args[0])
+        if plain is None:
+            return func(*args, **kwargs)
+        device = kwargs.get("device")
+        where = torch.get_default_device() if device is None else torch.device(device)
+        key = (func, plain, torch.get_default_dtype(), where, tuple(sorted(kwargs.items(), key=str)))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = func(*args, **kwargs)
+        return known.clone()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, also in lists and tuples, as something to look up; ``None`` if it is anything else."""
+    if isinstance(value, bool | int | float):
+        # 1, 1.0 and True are equal, and 0.0 and -0.0 too.
+        return (type(value), repr(value))
+    if isinstance(value, list | tuple):
+        entries = tuple(_plain(entry) for entry in value)
+        return None if None in entries else ("list", entries)
+    return None
