@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,7 @@ class AdversaryTrainer:
         rows = len(base_q) // count * 2
         for i in range(count):
             part = [value[rows * i : rows * (i + 1)] for value in seen]
+            gradients: Sequence[Tensor | None]
             if self.compiled is None:
                 gradients = torch.autograd.grad(adversary_loss(guide, *part), self.adam.parameters, allow_unused=True)
             else:
@@ -160,7 +161,9 @@ class AdversaryTrainer:
         for name, p in averaged.items():
             if name not in self.average:
                 self.average[name] = p.detach().clone()
-        torch._foreach_lerp_([self.average[name] for name in averaged], list(averaged.values()), 1.0 - decay)
+        torch._foreach_lerp_(
+            [self.average[name] for name in averaged], list(averaged.values()), cast("Any", 1.0 - decay)
+        )
 
     @torch.no_grad()
     def load_average(self, guide: AVBGuide) -> None:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("avbvi")
 
-#: A piece is run as it is as many times before it is recorded: pieces that are never met again don't pay.
-WARM_UP = 3
-
 
 def compiler() -> str | None:
     """The C++ compiler that ``torch.compile`` needs on the CPU, if there is one."""
@@ -50,7 +47,6 @@ class CompiledStep:
         #: Parameters of the outer step, by their names in the guide.
         self.outer = {name: p for name, p in guide.named_parameters() if name.split(".")[0] in ("sampler", "trunk")}
         self._stages: set[tuple[int, int]] = set()
-        self._calls: dict[Any, int] = {}
         self._graphs: dict[Any, ModuleGraph] = {}
         self._constant = frozenset(
             f"{prefix}.{name}" if prefix else name
@@ -97,9 +93,6 @@ class CompiledStep:
         if self.reason is not None:
             return None
         key = (piece, *_whereabouts(guide), *(tuple(t.shape) for t in tensors), *numbers.items())
-        count = self._calls[key] = self._calls.get(key, 0) + 1
-        if count <= WARM_UP:
-            return None
         if key not in self._graphs:
             try:
                 self._graphs[key] = self._compiled(guide, piece, tensors, numbers, names)

@@ -26,7 +26,7 @@ from .interrupts import Interrupt
 from .model_state import claim_parameters, model_buffers, put_to_rest
 from .posterior import Posterior, guide_elbo
 from .recovery import Recovery
-from .rng import rng_untouched
+from .rng import rng_untouched, seeded
 from .run_checkpoints import resume_run, save_run
 from .runs import Run, amended
 from .schedules import Clock, OpenEnded
@@ -208,6 +208,9 @@ class Trainer:
         self.run.history["step"].append(float(count))
         self.run.history["elbo"].append(-loss)
         self._look()
+        looks = count // RECORD_EVERY
+        if looks & (looks - 1) == 0:
+            self._review_target()
         # Not guide.stage: after the last step that already tells which stage was kept.
         self.run.history["stage"].append(float(int(self.guide.adversarial_steps) > 0))
 
@@ -229,6 +232,13 @@ class Trainer:
         """Context in which the model is not run at every step, where its log-density can be recorded."""
         target = self.guide.target()
         return nullcontext() if target is None else target.traced_once()
+
+    def _review_target(self) -> None:
+        """Hold recordings of the log-density against the model as it is now."""
+        target = self.guide.target()
+        if target is not None and target.traced is not None:
+            with seeded(0):
+                target.traced.review(self.guide.draw(self.elbo.num_particles).z)
 
     def _look(self) -> None:
         """Note how the draws move along the run."""

@@ -143,6 +143,9 @@ class AmortisedRun(Trainer):
     def _target_traced(self) -> AbstractContextManager[Any]:
         return nullcontext()  # the data change from step to step, and the model learns
 
+    def _review_target(self) -> None:
+        pass
+
     def _look(self) -> None:
         """Draws of one minibatch say little of how the guide moves; nothing is noted."""
 
