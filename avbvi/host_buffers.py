@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class HostBuffers:
@@ -30,3 +30,9 @@ class HostBuffers:
         super()._apply(fn, recurse)  # type: ignore[misc]
         self._buffers.update(kept)
         return self
+
+
+def on_host(module: nn.Module) -> list[Tensor]:
+    """All such buffers of a module and the modules in it."""
+    holders: list[Any] = [m for m in module.modules() if isinstance(m, HostBuffers)]
+    return [m._buffers[name] for m in holders for name in m.ON_HOST if name in m._buffers]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from .straight import StraightLine
 
@@ -105,14 +106,15 @@ class CapturedStep:
     Args:
         step: the step; it takes and returns nothing.
         backend: what captures it.
+        host: tensors that stay on the host, which the step may read.
 
     Attributes:
         reason: why the step is not captured, in words; ``None`` while nothing speaks against it.
         replays: number of replays so far.
     """
 
-    def __init__(self, step: Step, backend: Backend) -> None:
-        self._step, self._backend = step, backend
+    def __init__(self, step: Step, backend: Backend, host: Iterable[Tensor] = ()) -> None:
+        self._step, self._backend, self._host = step, backend, list(host)
         self._runs = 0
         self._graph: Graph | None = None
         self.reason: str | None = None
@@ -138,7 +140,7 @@ class CapturedStep:
 
     def _inspect(self) -> None:
         found: list[str] = []
-        with self._backend.aside(), self._backend.watched(found), StraightLine() as line:
+        with self._backend.aside(), self._backend.watched(found), StraightLine(self._host) as line:
             self._step()
         found = line.found + found
         if found:

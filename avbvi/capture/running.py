@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from ..host_buffers import on_host
 from ..static_batches import StaticBatch
 from .arithmetic import RESULTS, StepArithmetic, why_not_straight
 from .constants import Constants
@@ -149,7 +150,7 @@ class Straight:
             step = self._function(plan, batch.arguments, moves=moves)
             once = plan.begins or number >= MOST_SHAPES
             backend = None if once else self._backend
-            self._steps[key] = EagerTwin(step) if backend is None else CapturedStep(step, backend)
+            self._steps[key] = EagerTwin(step) if backend is None else CapturedStep(step, backend, on_host(guide))
         return self._steps[key]
 
     def _function(self, plan: StepPlan, args: tuple[Any, ...], *, moves: bool) -> Any:

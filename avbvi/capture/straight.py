@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,14 +43,18 @@ class StraightLine(TorchDispatchMode):
     would do on a GPU follows from the device of each operand, which is the same there. Kernels that wait inside are not
     seen; CUDA's own mode of reporting them is.
 
+    Args:
+        host: tensors that stay on the host and may be read there.
+
     Attributes:
         found: descriptions of what was noted, in order, without repetition.
         undirected: factories that were called without a device: what they make is on the host unless a default device
             is set, and has to be copied to where it is used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        self._host = {id(tensor): tensor for tensor in host}
         self.found: list[str] = []
         self.undirected: list[str] = []
 
@@ -58,20 +62,19 @@ class StraightLine(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        wrong = _wrong(func, args, kwargs)
         name = func._schema.name.split("::")[-1]
+        wrong = None if args and id(args[0]) in self._host else _wrong(name, args, kwargs)
         if name in FACTORIES and kwargs.get("device") is None and name not in self.undirected:
             self.undirected.append(name)
         result = func(*args, **kwargs)
         if wrong is None and name in COPIES:
-            wrong = _crossing(func, args, result)
+            wrong = _crossing(name, args, result)
         if wrong is not None and wrong not in self.found:
             self.found.append(wrong)
         return result
 
 
-def _wrong(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    name = func._schema.name.split("::")[-1]
+def _wrong(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     if name in READING:
         return f"{name} reads numbers back from the device"
     if name in FROM_HOST:
@@ -92,15 +95,8 @@ def _wrong(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | No
     return None
 
 
-def _crossing(func: Any, args: tuple[Any, ...], result: Any) -> str | None:
-    source = args[1] if func._schema.name.endswith("copy_") else args[0]
+def _crossing(name: str, args: tuple[Any, ...], result: Any) -> str | None:
+    source = args[1] if name == "copy_" else args[0]
     if isinstance(source, Tensor) and isinstance(result, Tensor) and source.device.type != result.device.type:
-        return f"{func._schema.name.split('::')[-1]} from {source.device.type} to {result.device.type}"
+        return f"{name} from {source.device.type} to {result.device.type}"
     return None
-
-
-def inspected(function: Callable[[], object]) -> list[str]:
-    """Run a function and say what kept it from being captured; an empty list if nothing did."""
-    with StraightLine() as line:
-        function()
-    return line.found
