@@ -29,10 +29,6 @@ READING = frozenset(
 )
 #: What holds Python's numbers in a tensor, which reach a device by a copy that blocks.
 FROM_HOST = frozenset({"lift_fresh", "lift_fresh_copy"})
-#: Operations that make a tensor on the default device unless told otherwise.
-FACTORIES = frozenset(
-    {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros"}
-)
 COPIES = frozenset({"copy_", "_to_copy", "copy"})
 
 
@@ -48,15 +44,12 @@ class StraightLine(TorchDispatchMode):
 
     Attributes:
         found: descriptions of what was noted, in order, without repetition.
-        undirected: factories that were called without a device: what they make is on the host unless a default device
-            is set, and has to be copied to where it is used.
     """
 
     def __init__(self, host: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self._host = {id(tensor): tensor for tensor in host}
         self.found: list[str] = []
-        self.undirected: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,8 +57,6 @@ class StraightLine(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[-1]
         wrong = None if args and id(args[0]) in self._host else _wrong(name, args, kwargs)
-        if name in FACTORIES and kwargs.get("device") is None and name not in self.undirected:
-            self.undirected.append(name)
         result = func(*args, **kwargs)
         if wrong is None and name in COPIES:
             wrong = _crossing(name, args, result)

@@ -161,20 +161,16 @@ def assert_same_run(found: Any, expected: Any) -> None:
             torch.testing.assert_close(own, other, **CLOSE)
 
 
-@pytest.fixture(params=RUNS)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_steps_that_read_nothing_back_make_the_same_run(name: str) -> None:
-    """Losses, all of the guide's state and the model's parameters, after 80 steps with the same seed."""
-    expected = expected_of(name)
-    found = fitted(name, capture=True)
+def test_steps_that_read_nothing_back_make_the_same_run() -> None:
+    """Losses, all of the guide's state but its adversary's, after 80 steps with the same seed."""
+    expected = expected_of("stages")
+    found = fitted("stages", capture=True)
     assert expected[0].execution == "step by step"
     assert found[0].execution == "uncaptured: there is no CUDA graph without a CUDA device"
     assert_same_run(found, expected)
 
 
+@pytest.mark.parametrize("name", RUNS)
 def test_replayed_steps_make_the_same_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in them speaks against a capture, and from the fourth step of each kind on all are replayed."""
     expected = expected_of(name)
@@ -239,7 +235,7 @@ def test_after_a_rollback_steps_are_captured_anew(monkeypatch: pytest.MonkeyPatc
 
 def test_what_can_t_be_captured_says_so_and_runs(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     def log_prob(z: Tensor) -> Tensor:
-        return -0.5 * z.square().sum(-1) * (2.0 if float(z.sum()) > 0.0 else 1.0)
+        return -0.5 * z.square().sum(-1) * (2.0 if float(z.detach().sum()) > 0.0 else 1.0)
 
     def reading() -> dict[str, Any]:
         model = avbvi.LogDensity(log_prob, (2,))
