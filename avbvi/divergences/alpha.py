@@ -82,7 +82,13 @@ class Bhattacharyya:
 
 
 def knn_alpha_divergence(
-    x: Draws, y: Draws, divergence: AlphaDivergence, k: int = 3, *, chunk_size: int | None = None
+    x: Draws,
+    y: Draws,
+    divergence: AlphaDivergence,
+    k: int = 3,
+    *,
+    chunk_size: int | None = None,
+    memory: float | None = None,
 ) -> Estimate:
     """Estimate a divergence of the alpha family from draws x of q and y of p.
 
@@ -95,7 +101,7 @@ def knn_alpha_divergence(
     wider tails than p, and the standard error is then too small.
 
     Args:
-        x, y, k, chunk_size: as in :func:`knn_kl`.
+        x, y, k, chunk_size, memory: as in :func:`knn_kl`.
         divergence: ``Renyi(alpha)``, ``Tsallis(alpha)``, ``Hellinger()``, ``Bhattacharyya()``, or an object with an
             ``alpha`` and ``of_integral``.
 
@@ -112,7 +118,7 @@ def knn_alpha_divergence(
     alpha = number("divergence.alpha", divergence.alpha)
     if alpha == 1.0 or not math.isfinite(alpha):
         raise ValueError(f"divergence.alpha must be finite and not 1 (use knn_kl for the limit), got {alpha}.")
-    q, p = _pair(x, y, k, chunk_size)
+    q, p, tiles = _pair(x, y, k, chunk_size, memory)
     if abs(alpha - 1.0) >= k:
         raise ValueError(f"divergence.alpha = {alpha} needs k > |alpha - 1|, got k = {k}.")
     log_b = 2.0 * gammaln(k) - gammaln(k - alpha + 1.0) - gammaln(k + alpha - 1.0)
@@ -125,7 +131,7 @@ def knn_alpha_divergence(
         of_block = terms(block_radii(parts_q, parts_q, k, same=True), block_radii(parts_q, parts_p, k))
         return slope * of_block.mean(1)
 
-    whole = terms(*both_radii(q, p, k, chunk_size))
+    whole = terms(*both_radii(q, p, k, tiles))
     integral = whole.mean()
     # The error of the integral is carried over by the slope at its value: a block's own estimate may lie
     # where the divergence bends.

@@ -8,14 +8,14 @@ import torch
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
-from ..arguments import integer
+from ..arguments import integer, positive_number
 from ..estimates import Estimate
-from .neighbours import nearest
+from .neighbours import Tiles, nearest
 from .radii import Blocks, Radii, block_radii, both_radii, own_radii, refuse_repeats, refuse_shared
 from .samples import Draws, matrix, paired_draws
 
 
-def knn_kl(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None) -> Estimate:
+def knn_kl(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None, memory: float | None = None) -> Estimate:
     """Estimate KL(q, p) from draws of both by k-nearest-neighbour distances.
 
     With rho_k(i) the distance from x_i to its k-th neighbour among the other x, and nu_k(i) to
@@ -39,9 +39,11 @@ def knn_kl(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None) -> 
         x: draws of q, shape (n, d), n >= k + 1; tensor (CPU or CUDA) or array, any real dtype.
         y: draws of p, shape (m, d), m >= k; m may differ from n. Moved to x's device.
         k: number of the neighbour; small values are the least biased.
-        chunk_size: rows of x that are compared with all of the other sample at once where no
-            tree is used (d >= 8, or CUDA); memory is about 4 * chunk_size * max(n, m) bytes.
-            By default it is set so that a block stays near 2 MiB (CPU) or 1 GiB (CUDA).
+        chunk_size: rows of x in a tile where no tree is used (d >= 8 but for very many points, or CUDA); as many
+            as fit by default. It changes the time alone.
+        memory: bytes that a tile and all that is made of it may take, however many points there are; 32 MiB by default
+            on the CPU, 2 GiB on CUDA, or an eighth of what is free there. The samples themselves, in float64, and as
+            many numbers again come on top.
 
     Returns:
         The divergence in nats with its standard error. Distances are evaluated in float64.
@@ -58,21 +60,23 @@ def knn_kl(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None) -> 
     densities via k-nearest-neighbor distances, IEEE Trans. Inf. Theory 55(5), 2392-2405: the
     estimator with one fixed k for both samples. ITE: BDKL_KnnK (BDKL_KnnKiTi takes k = sqrt(n)).
     """
-    q, p = _pair(x, y, k, chunk_size)
-    terms = _kl_terms(*both_radii(q, p, k, chunk_size))
+    q, p, tiles = _pair(x, y, k, chunk_size, memory)
+    terms = _kl_terms(*both_radii(q, p, k, tiles))
     blocks = Blocks.of(k, len(q), len(p))
     return blocks.estimate(float(terms.mean()), lambda: _kl_of_blocks(q, p, k, blocks), terms)
 
 
-def knn_j_divergence(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None) -> Estimate:
+def knn_j_divergence(
+    x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None, memory: float | None = None
+) -> Estimate:
     """Estimate Jeffreys' J-divergence KL(q, p) + KL(p, q), in nats; symmetric in x and y.
 
     Arguments, errors and limits as in :func:`knn_kl`, but both samples need k + 1 points. ITE: MDJDist_DKL.
     """
-    q, p = _pair(x, y, k, chunk_size)
+    q, p, tiles = _pair(x, y, k, chunk_size, memory)
     _check_size("y", p, k + 1, k)
-    there = _kl_terms(*both_radii(q, p, k, chunk_size))
-    back = _kl_terms(*both_radii(p, q, k, chunk_size))
+    there = _kl_terms(*both_radii(q, p, k, tiles))
+    back = _kl_terms(*both_radii(p, q, k, tiles))
     blocks = Blocks.of(k, len(q), len(p))
     size = min(len(there), len(back))
     return blocks.estimate(
@@ -82,7 +86,9 @@ def knn_j_divergence(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None =
     )
 
 
-def knn_kl_adaptive(x: Draws, y: Draws, k: int = 1, *, chunk_size: int | None = None) -> Estimate:
+def knn_kl_adaptive(
+    x: Draws, y: Draws, k: int = 1, *, chunk_size: int | None = None, memory: float | None = None
+) -> Estimate:
     """Estimate KL(q, p) with the neighbours counted in one ball around each x_i, which reduces the bias.
 
     The ball's radius is the larger of the distances from x_i to its k-th neighbours in both samples. With l_i of
@@ -99,20 +105,20 @@ def knn_kl_adaptive(x: Draws, y: Draws, k: int = 1, *, chunk_size: int | None = 
     Source: Wang, Kulkarni and Verdu (2009), the estimator with data-dependent k for a smaller bias. ITE has no
     counterpart.
     """
-    q, p = _pair(x, y, k, chunk_size)
+    q, p, tiles = _pair(x, y, k, chunk_size, memory)
     _check_size("y", p, k + 1, k)
-    terms = _adaptive_terms(q, p, k, chunk_size)
+    terms = _adaptive_terms(q, p, k, tiles)
     blocks = Blocks.of(k, len(q), len(p))
     return blocks.estimate(
         float(terms.mean()),
         lambda: torch.stack(
-            [_adaptive_terms(a, b, k, chunk_size).mean() for a, b in zip(blocks.split(q), blocks.split(p), strict=True)]
+            [_adaptive_terms(a, b, k, tiles).mean() for a, b in zip(blocks.split(q), blocks.split(p), strict=True)]
         ),
         terms,
     )
 
 
-def knn_entropy(x: Draws, k: int = 3, *, chunk_size: int | None = None) -> Estimate:
+def knn_entropy(x: Draws, k: int = 3, *, chunk_size: int | None = None, memory: float | None = None) -> Estimate:
     """Estimate the differential entropy of q, in nats: log(n - 1) - psi(k) + log V_d + d/n sum_i log rho_k(i).
 
     V_d is the volume of the unit ball. Arguments, errors and limits as in :func:`knn_kl`.
@@ -120,11 +126,11 @@ def knn_entropy(x: Draws, k: int = 3, *, chunk_size: int | None = None) -> Estim
     Source: Kozachenko and Leonenko (1987), Sample estimate of the entropy of a random vector, Problems of
     Information Transmission 23, 95-101. ITE: BHShannon_KnnK.
     """
-    _check_options(k, chunk_size)
+    tiles = _options(k, chunk_size, memory)
     q = matrix(x, "x")
     _check_size("x", q, k + 1, k)
     refuse_repeats(x=q)
-    terms = _entropy_terms(own_radii(q, k, chunk_size), k)
+    terms = _entropy_terms(own_radii(q, k, tiles), k)
     blocks = Blocks.of(k, len(q))
 
     def of_blocks() -> Tensor:
@@ -134,7 +140,9 @@ def knn_entropy(x: Draws, k: int = 3, *, chunk_size: int | None = None) -> Estim
     return blocks.estimate(float(terms.mean()), of_blocks, terms)
 
 
-def knn_cross_entropy(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None) -> Estimate:
+def knn_cross_entropy(
+    x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None, memory: float | None = None
+) -> Estimate:
     """Estimate the cross-entropy -E_q[log p], in nats: log m - psi(k) + log V_d + d/n sum_i log nu_k(i).
 
     Less :func:`knn_entropy` it is :func:`knn_kl`, whose arguments, errors and limits hold.
@@ -142,8 +150,8 @@ def knn_cross_entropy(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None 
     Source: Leonenko, Pronzato and Savani (2008), A class of Renyi information estimators for multidimensional
     densities, Annals of Statistics 36(5), 2153-2182. ITE: BCCE_KnnK.
     """
-    q, p = _pair(x, y, k, chunk_size)
-    _, nu = both_radii(q, p, k, chunk_size)
+    q, p, tiles = _pair(x, y, k, chunk_size, memory)
+    _, nu = both_radii(q, p, k, tiles)
     terms = _entropy_terms(nu, k)
     blocks = Blocks.of(k, len(q), len(p))
     return blocks.estimate(
@@ -153,7 +161,9 @@ def knn_cross_entropy(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None 
     )
 
 
-def knn_js_divergence(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None) -> Estimate:
+def knn_js_divergence(
+    x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None, memory: float | None = None
+) -> Estimate:
     """Estimate the Jensen-Shannon divergence H((q + p)/2) - (H(q) + H(p))/2, in nats, between 0 and log 2.
 
     The entropies are those of :func:`knn_entropy`; equally many draws of q and p together are a sample of the
@@ -162,14 +172,14 @@ def knn_js_divergence(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None 
     Source: Lin (1991), Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37(1), 145-151.
     ITE: MDJS_HS, which draws the mixture's sample at random.
     """
-    q, p = _pair(x, y, k, chunk_size)
+    q, p, tiles = _pair(x, y, k, chunk_size, memory)
     size = min(len(q), len(p))
     q, p = q[:size], p[:size]
     _check_size("y", p, k + 1, k)
     refuse_shared(q, p)
     pooled = torch.cat([q, p])
     blocks = Blocks.of(k, size)
-    mixture, of_q, of_p = (_entropy_terms(own_radii(s, k, chunk_size), k) for s in (pooled, q, p))
+    mixture, of_q, of_p = (_entropy_terms(own_radii(s, k, tiles), k) for s in (pooled, q, p))
 
     def of_blocks() -> Tensor:
         parts_q, parts_p = blocks.split(q), blocks.split(p)
@@ -184,20 +194,22 @@ def knn_js_divergence(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None 
     return blocks.estimate(float(terms.mean()), of_blocks, terms)
 
 
-def _pair(x: Draws, y: Draws, k: int, chunk_size: int | None) -> tuple[Tensor, Tensor]:
-    """Both samples, checked for a search of k-th neighbours of x in both."""
-    _check_options(k, chunk_size)
+def _pair(x: Draws, y: Draws, k: int, chunk_size: int | None, memory: float | None) -> tuple[Tensor, Tensor, Tiles]:
+    """Both samples, checked for a search of k-th neighbours of x in both, and how much of them is compared at once."""
+    tiles = _options(k, chunk_size, memory)
     q, p = paired_draws(x, y)
     _check_size("x", q, k + 1, k)
     _check_size("y", p, k, k)
     refuse_repeats(x=q, y=p)
-    return q, p
+    return q, p, tiles
 
 
-def _check_options(k: int, chunk_size: int | None) -> None:
+def _options(k: int, chunk_size: int | None, memory: float | None) -> Tiles:
     integer("k", k, 1)
-    if chunk_size is not None:
-        integer("chunk_size", chunk_size, 1)
+    return Tiles(
+        None if chunk_size is None else integer("chunk_size", chunk_size, 1),
+        None if memory is None else positive_number("memory", memory),
+    )
 
 
 def _check_size(name: str, sample: Tensor, least: int, k: int) -> None:
@@ -225,20 +237,20 @@ def _log_unit_ball(dim: int) -> float:
     return 0.5 * dim * math.log(math.pi) - float(gammaln(0.5 * dim + 1.0))
 
 
-def _adaptive_terms(q: Tensor, p: Tensor, k: int, chunk_size: int | None) -> Tensor:
+def _adaptive_terms(q: Tensor, p: Tensor, k: int, tiles: Tiles) -> Tensor:
     """Terms (n,) whose mean is the estimate of :func:`knn_kl_adaptive`."""
     refuse_shared(q, p)
-    of_q = nearest(q, q, k, same=True, chunk_size=chunk_size).distance[:, -1]
-    of_p = nearest(q, p, k, chunk_size=chunk_size).distance[:, -1]
+    of_q = nearest(q, q, k, same=True, tiles=tiles).distance[:, -1]
+    of_p = nearest(q, p, k, tiles=tiles).distance[:, -1]
     radius = torch.maximum(of_q, of_p)
     # In its own sample the point itself is found too, at distance 0.
-    inside_q, rho = _ball(q, q, radius, k + 1, chunk_size)
-    inside_p, nu = _ball(q, p, radius, k, chunk_size)
+    inside_q, rho = _ball(q, q, radius, k + 1, tiles)
+    inside_p, nu = _ball(q, p, radius, k, tiles)
     psi = torch.special.digamma(inside_q.double() - 1.0) - torch.special.digamma(inside_p.double())
     return q.shape[1] * (nu / rho).log() + psi + math.log(len(p) / (len(q) - 1))
 
 
-def _ball(queries: Tensor, points: Tensor, radius: Tensor, least: int, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+def _ball(queries: Tensor, points: Tensor, radius: Tensor, least: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """How many points lie within each query's radius, and the distance of the last of them."""
     inside = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
     last = torch.zeros_like(radius)
@@ -246,7 +258,7 @@ def _ball(queries: Tensor, points: Tensor, radius: Tensor, least: int, chunk_siz
     count = least + 4
     while len(waiting):
         count = min(count, len(points))
-        distance = nearest(queries[waiting], points, count, chunk_size=chunk_size).distance
+        distance = nearest(queries[waiting], points, count, tiles=tiles).distance
         # The radius may come from another search, which rounds differently.
         within = distance <= radius[waiting, None] * (1.0 + 1e-12)
         number = within.sum(1)

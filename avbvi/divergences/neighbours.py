@@ -1,9 +1,9 @@
-"""Nearest-neighbour search: k-d tree or blocked brute force, whichever is faster.
+"""Nearest-neighbour search: k-d tree or tiled brute force, whichever is faster.
 
-Both give the same distances to rounding in float64. Brute force finds candidates by a matrix
-product in float32 and measures these again from the differences in float64; a row whose
-candidates can't be proved complete, given the rounding error of the product, is searched again
-in higher precision.
+Both give the same distances to rounding in float64. Brute force compares tiles of queries with tiles of points by a
+matrix product in float32, keeps the least score of every few points, and measures all points of the best such groups
+again from the differences in float64. A row whose candidates can't be proved complete, given the rounding error of the
+product, is searched again in higher precision. No matrix of all queries by all points ever exists.
 """
 
 from __future__ import annotations
@@ -18,18 +18,24 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-__all__ = ["Neighbours", "nearest"]
+__all__ = ["Neighbours", "Tiles", "nearest"]
 
-# Above this dimension a k-d tree visits most of its leaves and loses to matrix products.
+# Up to this dimension a k-d tree visits few of its leaves; above, matrix products win unless the points are so many
+# that the tree's time, which grows more slowly, is the shorter one again.
 TREE_DIMENSIONS = 7
-# Elements of one block of the distance matrix when `chunk_size` is left open.
-# On the CPU what is made of a block has to stay below 128 KiB: larger arrays get fresh pages each time.
-BLOCK_ELEMENTS_CPU = 2**19
-BLOCK_ELEMENTS_CUDA = 2**28
-# Rows that a block has at least: a matrix product of fewer is slow.
-LEAST_ROWS = 10
-# Candidates beyond those asked for: without some slack the proof of completeness fails often.
+# Points from which on a tree is still faster in one dimension more than the last, measured with normals on one core.
+TREE_POINTS = {8: 20_000, 9: 200_000, 10: 700_000}
+# Bytes of a tile and all that is made of it when `memory` is left open; on CUDA at most an eighth of what is free.
+BYTES_CPU, BYTES_CUDA, FREE_SHARE_CUDA = 2**25, 2**31, 8
+# On the CPU the products of a tile stay in the cache.
+BLOCK_BYTES_CPU = 2**22
+# Rows that a tile has, if the memory allows it: a matrix product of fewer is slow. Columns that it has whatever the
+# memory, and the most points in a group.
+ROWS_CPU, ROWS_CUDA, LEAST_COLUMNS, WIDEST = 64, 2**12, 2**8, 2**14
+# Groups of candidates beyond those asked for: without some slack the proof of completeness fails often.
 SLACK = 2
+# Share of the first tile's rows that has to be proved in float32, for the others to be tried.
+WORTHWHILE = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,31 +53,104 @@ class Neighbours:
     order: NDArray[Any] | None = None
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """How large the tiles of brute force are; results do not depend on it.
+
+    Attributes:
+        rows: queries in a tile, or ``None`` for as many as fit.
+        memory: bytes that one tile with all that is made of it may take, or ``None`` for 32 MiB on the CPU and 2 GiB on
+            CUDA, at most an eighth of its free memory.
+    """
+
+    rows: int | None = None
+    memory: float | None = None
+
+    def plan(self, n: int, m: int, groups: int, dim: int, dtype: torch.dtype, device: torch.device) -> Plan:
+        """Sizes of the tiles for n queries of m points of which the best ``groups`` groups are looked at."""
+        size, of_candidate = torch.finfo(dtype).bits // 8, 8 * (3 * dim + 4)
+        memory = self._bytes(device)
+        # As many minima as candidates' bytes: both take time.
+        width = max(1, min(math.isqrt(size * m // (groups * of_candidate)), WIDEST))
+        # A quarter for the minima by group, with a copy, a quarter for candidates and their differences.
+        rows = max(1, min(n, self.rows or self._rows(device), int(memory / 4 // (2 * size * -(-m // width)))))
+        measured = max(1, min(rows, int(memory / 4 // (groups * width * of_candidate))))
+        block = memory / 2 if device.type == "cuda" else min(memory / 2, BLOCK_BYTES_CPU)
+        columns = max(width, min(m, max(LEAST_COLUMNS, int(block // (size * rows)))))
+        tiles = -(-m // columns)
+        return Plan(rows, measured, width, -(-m // (tiles * width)), tiles)
+
+    def elements(self, device: torch.device) -> int:
+        """Numbers in float64 that the memory of one tile holds."""
+        return int(self._bytes(device) // 8)
+
+    def _bytes(self, device: torch.device) -> float:
+        if self.memory is not None:
+            return self.memory
+        if device.type != "cuda":
+            return BYTES_CPU
+        free, _ = torch.cuda.mem_get_info(device)
+        return min(BYTES_CUDA, free / FREE_SHARE_CUDA)
+
+    @staticmethod
+    def _rows(device: torch.device) -> int:
+        return ROWS_CUDA if device.type == "cuda" else ROWS_CPU
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tiles of ``rows`` queries by ``tiles`` times ``stride * width`` points, in groups of ``width``.
+
+    Candidates are measured for ``measured`` queries at a time.
+    """
+
+    rows: int
+    measured: int
+    width: int
+    stride: int
+    tiles: int
+
+    @property
+    def columns(self) -> int:
+        """Points in a tile."""
+        return self.stride * self.width
+
+    @property
+    def groups(self) -> int:
+        """All groups of points."""
+        return self.stride * self.tiles
+
+
 def nearest(
     queries: Tensor,
     points: Tensor,
     count: int,
     *,
     same: bool = False,
-    chunk_size: int | None = None,
+    tiles: Tiles | None = None,
     order: NDArray[Any] | None = None,
 ) -> Neighbours:
     """The `count` nearest points of each query.
+
+    A query's result does not depend on the other queries: any part of them can be searched for by itself.
 
     Args:
         queries: shape (n, d), float64.
         points: shape (m, d), float64, on the same device; m >= count, or m > count with `same`.
         count: how many.
         same: queries and points are one sample, and a point is no neighbour of itself.
-        chunk_size: rows that are compared with all points at once by brute force (d >= 8, or CUDA);
-            memory is about 4 * chunk_size * m bytes. By default a block stays near 2 MiB (CPU) or
-            1 GiB (CUDA).
+        tiles: how much is compared at once by brute force, where no tree is used (see `by_tree`).
         order: an order of the queries in which each lies near the last, from an earlier search; it
             saves time in a tree and changes nothing else.
     """
-    if queries.device.type == "cpu" and queries.shape[1] <= TREE_DIMENSIONS:
+    if queries.device.type == "cpu" and by_tree(queries.shape[1], len(points)):
         return _by_tree(queries, points, count, order, same=same)
-    return by_blocks(queries, points, count, same=same, chunk_size=chunk_size)
+    return by_blocks(queries, points, count, same=same, tiles=tiles)
+
+
+def by_tree(dim: int, size: int) -> bool:
+    """Whether a tree is the faster way on the CPU, for so many points of this dimension."""
+    return dim <= TREE_DIMENSIONS or size >= TREE_POINTS.get(dim, math.inf)
 
 
 def _by_tree(
@@ -101,9 +180,9 @@ def _by_tree(
     return found
 
 
-def by_blocks(queries: Tensor, points: Tensor, count: int, *, same: bool, chunk_size: int | None = None) -> Neighbours:
-    """Brute force in blocks of rows; see `nearest`."""
-    n = queries.shape[0]
+def by_blocks(queries: Tensor, points: Tensor, count: int, *, same: bool, tiles: Tiles | None = None) -> Neighbours:
+    """Brute force in tiles; see `nearest`."""
+    n, tiles = queries.shape[0], tiles or Tiles()
     # A common unit keeps squares from overflowing; a power of two rounds nothing.
     unit = 2.0 ** math.frexp(max(float(queries.abs().max()), float(points.abs().max())))[1]
     left, right = queries / unit, points / unit
@@ -111,85 +190,130 @@ def by_blocks(queries: Tensor, points: Tensor, count: int, *, same: bool, chunk_
     index = torch.empty(n, count, dtype=torch.long, device=queries.device)
     rows = torch.arange(n, device=queries.device)
     for dtype in (torch.float32, torch.float64):
-        search = _Product(right, count, dtype, same=same)
-        rest = []
-        for part in rows.split(chunk_size or search.chunk_size()):
+        search, rest = Product(right, count, dtype, same=same, tiles=tiles, queries=len(rows)), []
+        for begin in range(0, len(rows), search.plan.rows):
+            part = rows[begin : begin + search.plan.rows]
             distance[part], index[part], complete = search(left[part], part)
             rest.append(part[~complete])
+            if begin == 0 and dtype == torch.float32 and len(rest[0]) > (1.0 - WORTHWHILE) * len(part):
+                # Float64 takes twice as long, which costs less than to fail on all rows.
+                rest.append(rows[search.plan.rows :])
+                break
         rows = torch.cat(rest)
         if not len(rows):
-            break
-    for part in rows.split(max(1, (chunk_size or 64) // 8)):
-        # Points that are close together compared with the size of the whole sample.
-        exact = torch.cdist(left[part], right, compute_mode="donot_use_mm_for_euclid_dist")
-        if same:
-            exact[torch.arange(len(part), device=exact.device), part] = math.inf
-        distance[part], index[part] = exact.topk(count, largest=False)
+            return Neighbours(distance * unit, index)
+    # Points that are close together compared with the size of the whole sample.
+    step = max(1, tiles.elements(queries.device) // (16 * queries.shape[1]))
+    for part in rows.split(max(1, (tiles.rows or 64) // 8)):
+        distance[part], index[part] = _by_differences(left[part], right, part, count, step, same=same)
     return Neighbours(distance * unit, index)
 
 
-class _Product:
+def _by_differences(
+    queries: Tensor, points: Tensor, own: Tensor, count: int, step: int, *, same: bool
+) -> tuple[Tensor, Tensor]:
+    """Distances and indices (r, count) of the queries (r, d), all by differences, ``step`` differences at a time."""
+    distance, index = queries.new_empty(len(queries), 0), own.new_empty(len(queries), 0)
+    columns = max(1, step // len(queries))
+    for begin in range(0, len(points), columns):
+        near = torch.cdist(queries, points[begin : begin + columns], compute_mode="donot_use_mm_for_euclid_dist")
+        places = torch.arange(begin, begin + near.shape[1], device=own.device).expand(len(queries), -1)
+        if same:
+            near = torch.where(places == own[:, None], math.inf, near)
+        distance, index = torch.cat([distance, near], 1), torch.cat([index, places], 1)
+        distance, best = distance.topk(min(count, distance.shape[1]), largest=False)
+        index = index.gather(1, best)
+    return distance, index
+
+
+class Product:
     """Search by |b|^2 - 2 a.b, which orders points b around a fixed a like their squared distance does.
 
-    That is one matrix product, but it cancels for near neighbours. So a few candidates more than
-    needed are kept, and their distances are taken again from the differences.
+    That is one matrix product, but it cancels for near neighbours. So it only chooses a few groups of points, those
+    with the least scores, whose distances are taken again from the differences. All other points have scores that are
+    no less than the least one of the best group that was left out.
+
+    Args:
+        points: (m, d), float64, of length about 1 at most.
+        count: how many neighbours.
+        dtype: of the product.
+        same: a query is one of the points, and no neighbour of itself.
+        tiles: how much is compared at once.
+        queries: how many there will be.
     """
 
-    def __init__(self, points: Tensor, count: int, dtype: torch.dtype, *, same: bool) -> None:
+    def __init__(
+        self, points: Tensor, count: int, dtype: torch.dtype, *, same: bool, tiles: Tiles, queries: int
+    ) -> None:
         m, dim = points.shape
+        self.points, self.count, self.same, self.dtype = points, count, same, dtype
+        # The point itself, where it is among the points, fills a group's first place.
+        wanted = count + SLACK + same
+        self.plan = tiles.plan(queries, m, wanted, dim, dtype, points.device)
+        self.chosen = min(wanted, self.plan.groups)
         self.centre = points.mean(0)  # keeps the expanded squares small
         centred = points - self.centre
-        self.points, self.count, self.same, self.dtype = points, count, same, dtype
-        self.candidates = min(count + SLACK, m - same)
-        # A full sort or selection over m columns costs far more than the product. Instead take the
-        # minimum of each of `groups` strided groups of columns: the c smallest entries of a row lie
-        # in the c groups with the smallest minima, so only these are searched.
-        self.width = max(1, math.isqrt(m // self.candidates))
-        self.groups = -(-m // self.width)
-        self.right = points.new_zeros(dim + 1, self.width * self.groups, dtype=dtype)
-        self.right[:dim, :m] = (-2.0 * centred).T
         squares = centred.square().sum(1)
+        self.reach = float(squares.max().sqrt())
+        self.right = points.new_zeros(dim + 1, self.plan.columns * self.plan.tiles, dtype=dtype)
+        self.right[:dim, :m] = centred.T.to(dtype).mul_(-2.0)
         self.right[dim, :m] = squares
         self.right[dim, m:] = math.inf  # padding is nobody's neighbour
-        self.reach = float(squares.max().sqrt())
-        self.strides = torch.arange(self.width, device=points.device) * self.groups
+        # Strided groups of columns: the least of each is found by whole vectors.
+        self.strides = torch.arange(self.plan.width, device=points.device) * self.plan.stride
         self.buffer = points.new_empty(0, dtype=dtype)
-
-    def chunk_size(self) -> int:
-        elements = BLOCK_ELEMENTS_CUDA if self.right.is_cuda else BLOCK_ELEMENTS_CPU
-        return max(LEAST_ROWS, elements // self.right.shape[1])
+        self.minima = points.new_empty(0, dtype=dtype)
 
     def __call__(self, queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distances and indices (r, count) for queries (r, d), and whether each row is proved right (r,)."""
+        plan, r = self.plan, len(queries)
         centred = queries - self.centre
-        left = torch.cat([centred, centred.new_ones(len(centred), 1)], 1).to(self.dtype)
-        if len(self.buffer) < len(left):
-            # One buffer for all blocks: fresh pages for each cost as much as the product.
-            self.buffer = left.new_empty(len(left), self.right.shape[1])
-        block = torch.mm(left, self.right, out=self.buffer[: len(left)])
-        if self.same:
-            block[torch.arange(len(left), device=block.device), own] = math.inf
-        minima = block.view(len(left), self.width, self.groups).amin(1)
-        near = minima.topk(min(self.candidates, self.groups), largest=False, sorted=False).indices
-        columns = (near.unsqueeze(2) + self.strides).view(len(left), -1)
-        score, best = block.gather(1, columns).topk(self.candidates, largest=False, sorted=False)
-        columns = columns.gather(1, best)
-        difference = self.points[columns] - queries.unsqueeze(1)
-        distance, order = torch.linalg.vector_norm(difference, dim=2).topk(self.count, largest=False, sorted=True)
-        index = columns.gather(1, order)
-        if self.candidates == len(self.points) - self.same:
-            return distance, index, torch.ones_like(own, dtype=torch.bool)
-        # Rounding of inputs and of a product of d + 1 terms (Higham 2002, eq. 3.5). No point that
-        # was left out has a score below the largest of the candidates' by more than twice this.
+        left = torch.cat([centred, centred.new_ones(r, 1)], 1).to(self.dtype)
+        if len(self.buffer) < r:
+            # One buffer for all tiles: fresh pages for each cost as much as the product.
+            self.buffer, self.minima = left.new_empty(r, plan.columns), left.new_empty(r, plan.groups)
+        block, minima = self.buffer[:r], self.minima[:r]
+        for tile in range(plan.tiles):
+            torch.mm(left, self.right[:, tile * plan.columns : (tile + 1) * plan.columns], out=block)
+            groups = minima[:, tile * plan.stride : (tile + 1) * plan.stride]
+            torch.amin(block.view(r, plan.width, plan.stride), 1, out=groups)
+        # One group more than are looked at: it tells how near a point that was left out may be.
+        least = minima.topk(min(self.chosen + 1, plan.groups), largest=False, sorted=True)
+        near = least.indices[:, : self.chosen]
+        first = near // plan.stride * plan.columns + near % plan.stride
+        parts = (x.split(plan.measured) for x in (queries, own, first))
+        found = [self._measured(*part) for part in zip(*parts, strict=True)]
+        distance, index = (torch.cat(x) for x in zip(*found, strict=True))
+        if self.chosen == plan.groups:
+            return distance, index, torch.ones(r, dtype=torch.bool, device=own.device)
         length = torch.linalg.vector_norm(centred, dim=1)
-        error = (queries.shape[1] + 6) * _product_eps(self.dtype) * self.reach * (self.reach + 2.0 * length)
-        bound = score.amax(1).double() + length.square() - error
+        bound = least.values[:, -1].double() + length.square() - self.error(length)
         return distance, index, distance[:, -1].square() <= bound
+
+    def _measured(self, queries: Tensor, own: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest (r, count) of the points in groups that begin at ``first`` (r, groups), by differences."""
+        columns = (first.unsqueeze(2) + self.strides).view(len(queries), -1)
+        candidates = self.points[columns.clamp_max(len(self.points) - 1)].sub_(queries.unsqueeze(1))
+        measured = torch.linalg.vector_norm(candidates, dim=2)
+        nobody = columns >= len(self.points)
+        measured.masked_fill_(nobody | (columns == own[:, None]) if self.same else nobody, math.inf)
+        distance, order = measured.topk(self.count, largest=False, sorted=True)
+        return distance, columns.gather(1, order)
+
+    def error(self, length: Tensor) -> Tensor:
+        """How far a score may be off, for queries at this distance from the centre.
+
+        Rounding of inputs and of a product of d + 1 terms (Higham 2002, eq. 3.5), underflow, and what float64 itself
+        leaves of the squares.
+        """
+        terms, here = self.points.shape[1] + 6, torch.finfo(torch.float64).eps
+        relative = terms * _product_eps(self.dtype) * self.reach * (self.reach + 2.0 * length)
+        return relative + terms * torch.finfo(self.dtype).tiny + 4.0 * here * length.square()
 
 
 def _product_eps(dtype: torch.dtype) -> float:
     """Relative rounding of a matrix product: PyTorch may be told to take fewer bits in float32."""
-    if dtype == torch.float64:
+    if dtype != torch.float32:
         return torch.finfo(dtype).eps
     bits = {"highest": 23, "high": 10, "medium": 7}  # TF32, bfloat16
     return 2.0 ** -bits[torch.get_float32_matmul_precision()]

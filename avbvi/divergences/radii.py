@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..estimates import Estimate
-from .neighbours import nearest
+from .neighbours import Tiles, nearest
 
 # Blocks, the least points that a block has, and the share of the sample that a block is at least.
 BLOCKS = 32
@@ -51,22 +51,22 @@ class Radii:
         return self.dim * self.log_radius + math.log(self.points)
 
 
-def both_radii(q: Tensor, p: Tensor, k: int, chunk_size: int | None = None) -> tuple[Radii, Radii]:
+def both_radii(q: Tensor, p: Tensor, k: int, tiles: Tiles | None = None) -> tuple[Radii, Radii]:
     """Distances from the q (n, d) to their k-th neighbours among the other q and among the p (m, d).
 
     Raises:
         ValueError: points are repeated, so that a distance is 0.
     """
-    own = nearest(q, q, k, same=True, chunk_size=chunk_size)
-    other = nearest(q, p, k, chunk_size=chunk_size, order=own.order)
+    own = nearest(q, q, k, same=True, tiles=tiles)
+    other = nearest(q, p, k, tiles=tiles, order=own.order)
     if bool((other.distance[:, 0] == 0).any()):
         refuse_shared(q, p)
     return _checked(own.distance, len(q) - 1, q.shape[1]), _checked(other.distance, len(p), q.shape[1])
 
 
-def own_radii(q: Tensor, k: int, chunk_size: int | None = None) -> Radii:
+def own_radii(q: Tensor, k: int, tiles: Tiles | None = None) -> Radii:
     """Distances from the q (n, d) to their k-th neighbours among the other q; see `both_radii`."""
-    return _checked(nearest(q, q, k, same=True, chunk_size=chunk_size).distance, len(q) - 1, q.shape[1])
+    return _checked(nearest(q, q, k, same=True, tiles=tiles).distance, len(q) - 1, q.shape[1])
 
 
 def _checked(distance: Tensor, points: int, dim: int) -> Radii:
@@ -133,9 +133,13 @@ def repeats(points: Tensor) -> int:
     """How many rows equal an earlier row."""
     # NumPy sorts small arrays several times as fast.
     first = points[:, 0].sort().values if points.is_cuda else torch.from_numpy(np.sort(points[:, 0].numpy()))
-    if not bool((first[1:] == first[:-1]).any()):
+    tied = first[1:][first[1:] == first[:-1]].unique()
+    if not len(tied):
         return 0  # as good as always, and much faster than sorting rows
-    return int(points.shape[0] - torch.unique(points, dim=0).shape[0])
+    # Of many draws in single precision some share a coordinate: only these are sorted by rows.
+    place = torch.searchsorted(tied, points[:, 0].contiguous()).clamp_max(len(tied) - 1)
+    rows = points[tied[place] == points[:, 0]]
+    return int(rows.shape[0] - torch.unique(rows, dim=0).shape[0])
 
 
 def refuse_repeats(**samples: Tensor) -> None:

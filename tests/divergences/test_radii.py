@@ -75,3 +75,17 @@ def test_small_samples_have_an_error_too(name: str) -> None:
     estimate = ESTIMATORS[name](draws(12, 2, 1), draws(12, 2, 2))
     assert math.isfinite(estimate.value)
     assert estimate.stderr > 0.0 or name == "hellinger"
+
+
+def test_repeats_are_counted_among_draws_that_share_coordinates() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randint(0, 40, (3000, 3), generator=generator).double()
+    x[:, 0] += (torch.rand(3000, generator=generator) < 0.5) * torch.randn(3000, generator=generator).double()
+    seen: set[tuple[float, ...]] = set()
+    count = 0
+    for row in map(tuple, x.tolist()):
+        count += row in seen
+        seen.add(row)
+    assert count > 5
+    assert repeats(x) == count
+    assert repeats(torch.unique(x, dim=0)) == 0

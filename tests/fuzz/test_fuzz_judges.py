@@ -27,7 +27,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(80, 2, generator=GENERATOR), torch.randn(90, 2, generator=GENERATOR) + 0.5
 COUNT, FROM_0 = cases.no_integer_from(1), cases.no_integer_from(0)
 SEED = cases.NO_INTEGER | st.none()
-KNN = {"k": COUNT, "chunk_size": some(COUNT)}
+KNN = {"k": COUNT, "chunk_size": some(COUNT), "memory": some(cases.no_number_in(0.0, math.inf))}
 OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "knn_kl": (judges.knn_kl, KNN),
     "knn_kl_adaptive": (judges.knn_kl_adaptive, KNN),
