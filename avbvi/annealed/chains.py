@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..hmc import Metric
+from .densities import StartDensity
+from .noise import ChainNoise, Keys, Role
 from .path import Move, Path, PathState, hmc_move
+from .replay import Repeated, repeated
 
-#: Acceptances that the common step size is read off at a time, at least, where the data are few.
-_LEAST_PILOTS = 32
+#: Data that learn a common step size together; where there are fewer, so many acceptances of several pilots each.
+GROUP = 32
 #: The pilots of a long schedule stop at so many temperatures from its beginning on, where step sizes change fast, and
 #: then in strides that make for as many again.
 _PILOT_STOPS = 100
@@ -25,9 +29,9 @@ _SMALLEST_LOG_STEP, _LARGEST_LOG_STEP = -15.0, 3.0
 _LEAST_JITTER = 0.7
 
 
-def pilots_for(batch: int) -> int:
-    """How many pilot chains a datum has: one, or more where the data are few."""
-    return max(1, math.ceil(_LEAST_PILOTS / batch))
+def pilots_for(batch: int, total: int | None = None) -> int:
+    """How many pilot chains a datum has, in a part of ``batch`` of ``total`` data: one, or more where all are few."""
+    return 1 if (total or batch) >= GROUP else math.ceil(GROUP / batch)
 
 
 class StepSizes:
@@ -36,37 +40,56 @@ class StepSizes:
     The pilots' weights are not used, and no other chain tells the pilots anything: given the step sizes, the others'
     transitions are fixed beforehand, and their weights are unbiased as if the step sizes had been chosen by hand.
 
+    Data share what they learn within groups of 32, by their number: which other data are there makes no difference.
+
     Args:
         count: number of temperatures.
         state: gives the number of data, dimension, dtype and device.
         target: acceptance probability aimed at.
+        first: number of the first datum.
     """
 
-    def __init__(self, count: int, state: PathState, target: float) -> None:
+    def __init__(self, count: int, state: PathState, target: float, first: int = 0) -> None:
         self.target = target
-        _, batch, dim = state.z.shape
+        pilots, batch, dim = state.z.shape
         # For a Gaussian in its own units, .65 are accepted at about dim^(-1/4).
         self.log_step = torch.full((batch,), -0.25 * math.log(dim), dtype=torch.float64, device=state.z.device)
         self.by_temperature = self.log_step.new_zeros(count, batch)
+        lead = first % GROUP
+        self._pad = (lead, -(lead + batch) % GROUP)
+        self._sizes = self._grouped(torch.ones_like(self.log_step)).sum(1)
+        # A mean over few acceptances is followed more slowly.
+        self._gain = _COMMON_GAIN * (pilots * self._sizes / GROUP).sqrt().clamp_max(1.0)
 
-    def at(self, index: int) -> Tensor:
-        """Step sizes (B,) to be used at a temperature, which are kept."""
-        self.by_temperature[index] = self.log_step.exp()
-        return self.by_temperature[index]
+    def at(self, index: Tensor) -> Tensor:
+        """Step sizes (B,) to be used at a temperature (1,), which are kept."""
+        step = self.log_step.exp()
+        self.by_temperature.index_copy_(0, index, step[None])
+        return step
 
     def learn(self, probability: Tensor) -> None:
         """Take note of the pilots' acceptance probabilities (pilots, B)."""
         own = probability.double().mean(0)
-        common = own.mean()
-        self.log_step += _COMMON_GAIN * (common - self.target) + _OWN_GAIN * (own - common)
+        mean = self._grouped(own).sum(1) / self._sizes
+        common, gain = self._by_datum(mean), self._by_datum(self._gain)
+        self.log_step += gain * (common - self.target) + _OWN_GAIN * (own - common)
         self.log_step.clamp_(_SMALLEST_LOG_STEP, _LARGEST_LOG_STEP)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """(B,) as (groups, 32), with zeros where a group lacks data."""
+        return torch.nn.functional.pad(x, self._pad).view(-1, GROUP)
+
+    def _by_datum(self, x: Tensor) -> Tensor:
+        """(groups,) as (B,)."""
+        return x[:, None].expand(-1, GROUP).flatten()[self._pad[0] :][: len(self.log_step)]
 
 
 class Annealing(ABC):
     """Chains under way: what they have done so far, and where they are.
 
     ``log_weights`` (chains, B), float64, are sums of log-ratios so far; ``acceptance`` (n,) is the mean acceptance
-    probability by temperature, NaN where none has been.
+    probability by temperature, NaN where none has been; ``step`` (1,) counts on the device. All of them stay in their
+    tensors, and nothing is read back from the device at a temperature, so that it can be captured.
     """
 
     state: PathState
@@ -74,41 +97,63 @@ class Annealing(ABC):
     acceptance: Tensor
     done: int
 
-    def __init__(
-        self, path: Path, betas: Tensor, metric: Metric, leapfrog_steps: int, generator: torch.Generator
-    ) -> None:
-        self.path, self.betas, self.metric = path, betas.tolist(), metric
-        self.leapfrog_steps, self.generator = leapfrog_steps, generator
+    def __init__(self, path: Path, betas: Tensor, metric: Metric, leapfrog_steps: int, keys: Keys) -> None:
+        self.path, self.metric, self.leapfrog_steps, self.keys = path, metric, leapfrog_steps, keys
+        self.count = len(betas) - 1
         self.done = 0
-        self.acceptance = torch.full((self.count,), math.nan, dtype=torch.float64)
+        self._temperatures: dict[bool, Repeated] = {}
 
-    @property
-    def count(self) -> int:
-        """Number of temperatures n."""
-        return len(self.betas) - 1
+    def _place(self, state: PathState, betas: Tensor) -> None:
+        """Where everything is kept."""
+        device = state.z.device
+        # Of densities that return their argument, or one number for all chains, what is kept may be theirs.
+        self.state = PathState(*(x.clone() for x in state))
+        self.betas = betas.to(device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.log_weights = torch.zeros(state.z.shape[:2], dtype=torch.float64, device=device)
+        self.acceptance = torch.full((self.count,), math.nan, dtype=torch.float64, device=device)
 
     @property
     def finished(self) -> bool:
         """Whether all temperatures are done."""
         return self.done >= self.count
 
-    @abstractmethod
     def advance(self) -> None:
         """Do the next temperature."""
+        pilots = self._with_pilots(self.done)
+        if pilots not in self._temperatures:
+            self._temperatures[pilots] = repeated(lambda: self._temperature(pilots=pilots), self.state.z.device)
+        self._temperatures[pilots].run()
+        self.done += 1
 
-    def _weigh(self, index: int, log_ratio: Tensor) -> None:
+    def _with_pilots(self, index: int) -> bool:
+        return False
+
+    @abstractmethod
+    def _temperature(self, *, pilots: bool) -> None:
+        """What is done at a temperature, in place: a function of the tensors alone."""
+
+    def _weigh(self, index: Tensor, log_ratio: Tensor) -> None:
         """Add the interval from beta_index to beta_(index + 1)."""
-        self.log_weights += (self.betas[index + 1] - self.betas[index]) * log_ratio
+        self.log_weights += (self._beta(index + 1) - self._beta(index)) * log_ratio
 
-    def _move(self, state: PathState, index: int, step_size: Tensor) -> Move:
+    def _beta(self, index: Tensor) -> Tensor:
+        # Of no dimension, so that it does not make float64 of what it is multiplied with.
+        return self.betas.index_select(0, index)[0]
+
+    def _move(self, state: PathState, index: Tensor, step_size: Tensor, noise: ChainNoise) -> Move:
         """Move chains (n, B, dim) at beta_(index + 1) with step sizes (B,)."""
-        z = state.z
-        jitter = torch.rand(*z.shape[:2], 1, dtype=z.dtype, device=z.device, generator=self.generator)
-        jitter = _LEAST_JITTER + (1.0 - _LEAST_JITTER) * jitter
+        drawn = noise.move(self.step)
+        jitter = (_LEAST_JITTER + (1.0 - _LEAST_JITTER) * drawn.jitter)[..., None]
         return hmc_move(
-            self.path, state, self.betas[index + 1], step_size=jitter * step_size.to(z)[:, None],
-            leapfrog_steps=self.leapfrog_steps, metric=self.metric, generator=self.generator,
+            self.path, state, self._beta(index + 1), step_size=jitter * step_size.to(state.z)[:, None],
+            leapfrog_steps=self.leapfrog_steps, metric=self.metric, noise=drawn,
         )  # fmt: skip
+
+    def _note(self, index: Tensor, move: Move) -> None:
+        _keep(self.state, move.state)
+        self.acceptance.index_copy_(0, index, move.probability.double().mean()[None])
+        self.step += 1
 
     def saved(self) -> dict[str, Any]:
         """All that :meth:`restore` needs, as plain data."""
@@ -116,18 +161,21 @@ class Annealing(ABC):
             "done": self.done,
             "state": [x.cpu() for x in self.state],
             "log_weights": self.log_weights.cpu(),
-            "acceptance": self.acceptance,
-            "generator": self.generator.get_state(),
+            "acceptance": self.acceptance.cpu(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to where :meth:`saved` was called."""
-        like = self.state.z
         self.done = saved["done"]
-        self.state = PathState(*(x.to(like) for x in saved["state"]))
-        self.log_weights = saved["log_weights"].to(like.device)
-        self.acceptance = saved["acceptance"]
-        self.generator.set_state(saved["generator"])
+        self.step.fill_(self.done)
+        _keep(self.state, saved["state"])
+        self.log_weights.copy_(saved["log_weights"])
+        self.acceptance.copy_(saved["acceptance"])
+
+
+def _keep(place: PathState, state: Iterable[Tensor]) -> None:
+    for old, new in zip(place, state, strict=True):
+        old.copy_(new)
 
 
 class ForwardAnnealing(Annealing):
@@ -142,7 +190,8 @@ class ForwardAnnealing(Annealing):
         chains: how many by datum.
         leapfrog_steps: by transition.
         target_acceptance: of the pilots.
-        generator: of all that is random but draws of a prior, which come from torch's global generator.
+        keys: what random numbers are keyed by. A start that can't be made of given noise is drawn from a generator
+            with their seed, or from torch's global one where it is a model's prior.
 
     Raises:
         NonFiniteError: a log-density is +inf or NaN at a start, or -inf at all starts of a datum.
@@ -156,28 +205,42 @@ class ForwardAnnealing(Annealing):
         chains: int,
         leapfrog_steps: int,
         target_acceptance: float,
-        generator: torch.Generator,
+        keys: Keys,
     ) -> None:
-        pilots, z = pilots_for(path.density.batch), path.start.sample(chains, generator)
-        pilot_z = path.start.sample(pilots, generator)
-        super().__init__(path, betas, path.start.metric(pilot_z), leapfrog_steps, generator)
-        self.state, self.pilots = path.evaluate(z), path.evaluate(pilot_z)
-        check_start(self.state, self.pilots)
-        self.log_weights = torch.zeros(chains, z.shape[1], dtype=torch.float64, device=z.device)
-        self.step_sizes = StepSizes(self.count, self.state, target_acceptance)
+        pilots, like = pilots_for(path.density.batch, keys.total), path.start.sample(1)
+        generator = torch.Generator(like.device).manual_seed(keys.seed)
+        z, pilot_z = (
+            _drawn(path.start, ChainNoise(keys, role, (n, *like.shape[1:]), like), n, generator)
+            for role, n in ((Role.START, chains), (Role.PILOT_START, pilots))
+        )
+        super().__init__(path, betas, path.start.metric(pilot_z), leapfrog_steps, keys)
+        state, at_pilots = path.evaluate(z), path.evaluate(pilot_z)
+        check_start(state, at_pilots)
+        self._place(state, betas)
+        self.pilots = PathState(*(x.clone() for x in at_pilots))
+        self.noise = ChainNoise(keys, Role.FORWARD, z.shape, z)
+        self.pilot_noise = ChainNoise(keys, Role.PILOT, pilot_z.shape, z)
+        self.step_sizes = StepSizes(self.count, self.pilots, target_acceptance, keys.first)
         self.stride = max(1, self.count // _PILOT_STOPS)
 
-    def advance(self) -> None:
-        index = self.done
-        if index < _PILOT_STOPS or index % self.stride == 0:
-            move = self._move(self.pilots, index, self.step_sizes.log_step.exp())
-            self.pilots = move.state
-            self.step_sizes.learn(move.probability)
+    def _with_pilots(self, index: int) -> bool:
+        return index < _PILOT_STOPS or index % self.stride == 0
+
+    def _temperature(self, *, pilots: bool) -> None:
+        index, steps = self.step, self.step_sizes
+        if pilots:
+            move = self._move(self.pilots, index, steps.log_step.exp(), self.pilot_noise)
+            _keep(self.pilots, move.state)
+            steps.learn(move.probability)
         self._weigh(index, self.state.log_ratio())
-        move = self._move(self.state, index, self.step_sizes.at(index))
-        self.state = move.state
-        self.acceptance[index] = float(move.probability.double().mean())
-        self.done += 1
+        self._note(index, self._move(self.state, index, steps.at(index), self.noise))
+
+    def advance(self) -> None:
+        super().advance()
+        if self.finished:
+            state, change = self.path.exact(self.state)
+            _keep(self.state, state)
+            self.log_weights += change
 
     def saved(self) -> dict[str, Any]:
         steps = self.step_sizes
@@ -190,9 +253,14 @@ class ForwardAnnealing(Annealing):
 
     def restore(self, saved: dict[str, Any]) -> None:
         super().restore(saved)
-        self.pilots = PathState(*(x.to(self.state.z) for x in saved["pilots"]))
-        self.step_sizes.log_step = saved["log_step"].to(self.state.z.device)
-        self.step_sizes.by_temperature = saved["by_temperature"].to(self.state.z.device)
+        _keep(self.pilots, saved["pilots"])
+        self.step_sizes.log_step.copy_(saved["log_step"])
+        self.step_sizes.by_temperature.copy_(saved["by_temperature"])
+
+
+def _drawn(start: StartDensity, noise: ChainNoise, n: int, generator: torch.Generator) -> Tensor:
+    z = start.at(noise.normal(0))
+    return start.sample(n, generator) if z is None else z
 
 
 class BackwardAnnealing(Annealing):
@@ -201,28 +269,27 @@ class BackwardAnnealing(Annealing):
     The chains of a datum share the draw that they set out from, and part in their first move.
 
     Args:
-        forward: a finished run on the same data, whose metric and step sizes serve again.
+        forward: a finished run on the same data, whose metric, step sizes and keys serve again.
         posterior_draws: (B, dim), one exact draw of each datum's posterior.
-        generator: of all that is random.
 
     Source: Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo.
     """
 
-    def __init__(self, forward: ForwardAnnealing, posterior_draws: Tensor, generator: torch.Generator) -> None:
-        betas = torch.tensor(forward.betas, dtype=torch.float64)
-        super().__init__(forward.path, betas, forward.metric, forward.leapfrog_steps, generator)
+    def __init__(self, forward: ForwardAnnealing, posterior_draws: Tensor) -> None:
+        super().__init__(forward.path, forward.betas, forward.metric, forward.leapfrog_steps, forward.keys)
         self.step_sizes = forward.step_sizes.by_temperature
-        self.state = self.path.evaluate(posterior_draws.expand(len(forward.log_weights), *posterior_draws.shape))
-        check_start(self.state)
-        self.log_weights = torch.zeros_like(forward.log_weights)
+        state = self.path.evaluate(posterior_draws.expand(len(forward.log_weights), *posterior_draws.shape))
+        check_start(state)
+        self._place(state, forward.betas)
+        # From the exact density to the one that the chains see.
+        self.log_weights += self.path.exact(state)[1]
+        self.noise = ChainNoise(forward.keys, Role.BACKWARD, state.z.shape, state.z)
 
-    def advance(self) -> None:
-        index = self.count - 1 - self.done
-        move = self._move(self.state, index, self.step_sizes[index])
-        self.state = move.state
-        self.acceptance[index] = float(move.probability.double().mean())
+    def _temperature(self, *, pilots: bool) -> None:
+        index = self.count - 1 - self.step
+        move = self._move(self.state, index, self.step_sizes.index_select(0, index)[0], self.noise)
+        self._note(index, move)
         self._weigh(index, self.state.log_ratio())
-        self.done += 1
 
 
 def check_start(state: PathState, *others: PathState) -> None:

@@ -76,6 +76,14 @@ class StartDensity(ABC):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws for each datum (n, B, dim), without gradient."""
 
+    def at(self, noise: Tensor) -> Tensor | None:
+        """Draws (n, B, dim) made of standard normal numbers of that shape, one of a datum from its own alone.
+
+        ``None`` where draws can't be made so; they come from :meth:`sample` then, and those of a datum differ with the
+        data that it is drawn along with.
+        """
+        return None
+
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """(*S, B, dim) -> (*S, B), differentiable in z."""
@@ -169,6 +177,9 @@ class GaussianStart(StartDensity):
         noise = torch.randn(
             n, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator
         )  # fmt: skip
+        return self.at(noise)
+
+    def at(self, noise: Tensor) -> Tensor:
         return self.loc + _multiplied(self._factor, noise)
 
     def log_prob(self, z: Tensor) -> Tensor:

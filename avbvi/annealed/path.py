@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..hmc import Metric
 from .densities import DatumDensity, StartDensity
+from .evaluation import JointEvaluation
+from .noise import MoveNoise
 
 
 class PathState(NamedTuple):
@@ -24,11 +26,11 @@ class PathState(NamedTuple):
     start_gradient: Tensor
     joint_gradient: Tensor
 
-    def log_prob(self, beta: float) -> Tensor:
+    def log_prob(self, beta: float | Tensor) -> Tensor:
         """(1 - beta) log start + beta log joint: (chains, B)."""
         return _mixed(self.log_start, self.log_joint, beta)
 
-    def gradient(self, beta: float) -> Tensor:
+    def gradient(self, beta: float | Tensor) -> Tensor:
         """Gradient of :meth:`log_prob` in z: (chains, B, dim)."""
         return _mixed(self.start_gradient, self.joint_gradient, beta)
 
@@ -37,8 +39,11 @@ class PathState(NamedTuple):
         return self.log_joint.double() - self.log_start.double()
 
 
-def _mixed(start: Tensor, joint: Tensor, beta: float) -> Tensor:
+def _mixed(start: Tensor, joint: Tensor, beta: float | Tensor) -> Tensor:
     # 0 times -inf is NaN.
+    if isinstance(beta, Tensor):
+        between = (1.0 - beta) * start + beta * joint
+        return torch.where(beta == 0.0, start, torch.where(beta == 1.0, joint, between))
     if beta == 0.0:
         return start
     return joint if beta == 1.0 else (1.0 - beta) * start + beta * joint
@@ -50,19 +55,40 @@ class Path:
     Args:
         density: joint log-densities of B data.
         start: where the path begins, for the same data.
+        exact: the joint log-densities that weights are for, where ``density`` is a less precise one.
+        chains_at_once: the most chains that are evaluated together.
+        recorded: whether the density may be recorded; see :class:`~avbvi.annealed.evaluation.JointEvaluation`.
     """
 
-    def __init__(self, density: DatumDensity, start: StartDensity) -> None:
+    def __init__(
+        self,
+        density: DatumDensity,
+        start: StartDensity,
+        *,
+        exact: DatumDensity | None = None,
+        chains_at_once: int | None = None,
+        recorded: bool = False,
+    ) -> None:
         self.density, self.start = density, start
+        self._joint = JointEvaluation(density, chains_at_once, recorded=recorded)
+        self._exact = None if exact is None else JointEvaluation(exact, chains_at_once)
 
     def evaluate(self, z: Tensor) -> PathState:
         """The state at z (chains, B, dim); NaN of a log-density counts as -inf, a density of zero."""
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            joint = self.density.log_joint(leaf)
-            gradient = torch.autograd.grad(joint.sum(), leaf)[0]
+        joint, gradient = self._joint(z)
         log_start, start_gradient = self.start.evaluate(z)
-        return PathState(z.detach(), _no_nan(log_start), _no_nan(joint.detach()), start_gradient, gradient)
+        return PathState(z.detach(), _no_nan(log_start), _no_nan(joint), start_gradient, gradient)
+
+    def exact(self, state: PathState) -> tuple[PathState, Tensor]:
+        """The state with the exact joint density, and by how much that is larger in logarithms (chains, B), float64."""
+        if self._exact is None:
+            return state, torch.zeros_like(state.log_joint, dtype=torch.float64)
+        joint, gradient = self._exact(state.z)
+        joint = _no_nan(joint)
+        change = joint.double() - state.log_joint.double()
+        # Where both are zero, so is the weight already.
+        change = torch.where(state.log_joint == -math.inf, 0.0, change)
+        return state._replace(log_joint=joint, joint_gradient=gradient), change
 
 
 def _no_nan(x: Tensor) -> Tensor:
@@ -80,12 +106,12 @@ class Move(NamedTuple):
 def hmc_move(
     path: Path,
     state: PathState,
-    beta: float,
+    beta: float | Tensor,
     *,
     step_size: Tensor,
     leapfrog_steps: int,
     metric: Metric,
-    generator: torch.Generator | None = None,
+    noise: MoveNoise | None = None,
 ) -> Move:
     """One HMC transition of all chains of all data, which leaves start^(1 - beta) joint^beta invariant.
 
@@ -95,16 +121,17 @@ def hmc_move(
     Args:
         path: both ends.
         state: from :meth:`Path.evaluate` of the same path.
-        beta: inverse temperature in (0, 1].
+        beta: inverse temperature in (0, 1], a number or a tensor of one: nothing is read back from the device.
         step_size: (chains, B, 1), or what broadcasts to it.
         leapfrog_steps: their number.
         metric: inverse mass.
-        generator: of momenta and acceptances.
+        noise: momenta and what decides on acceptance; from torch's global generator by default.
 
     Source: Neal (2011), MCMC using Hamiltonian dynamics, Handbook of MCMC, chapter 5.
     """
-    momentum = torch.randn(state.z.shape, dtype=state.z.dtype, device=state.z.device, generator=generator)
-    uniform = torch.rand(state.log_joint.shape, dtype=state.z.dtype, device=state.z.device, generator=generator)
+    if noise is None:
+        noise = MoveNoise(torch.randn_like(state.z), *(torch.rand_like(state.z[..., 0]) for _ in range(2)))
+    momentum, uniform = noise.momentum, noise.uniform
     gradient = _finite(state.gradient(beta))
     alive = torch.ones_like(state.log_joint, dtype=torch.bool)
     r = momentum + 0.5 * step_size * metric.pull(gradient)

@@ -16,6 +16,7 @@ from ..log_density import LogDensity
 from ..reference import unconstrained_target
 from ..rng import seeded
 from ..targets import Model, UnconstrainedTarget
+from .chains import GROUP
 from .densities import DatumDensity, GaussianStart, PriorDensity, PriorStart, StartDensity
 
 #: Draws of a guide by datum, for its moments.
@@ -113,7 +114,7 @@ class Problem:
             of them.
         start: where to begin; see :data:`Start`.
         guide: gives the start instead, by its moments.
-        batch_size: the most data at once; all of them by default.
+        batch_size: the most data at once; all of them by default. From 32 on rounded down to a multiple of 32.
         vectorize: whether the model is run once for all draws.
     """
 
@@ -157,7 +158,14 @@ class Problem:
             return
         if rows is None:
             raise ValueError("batch_size needs the data among the model's arguments, as a tensor; there is none")
-        self.bounds = [(i, min(i + batch_size, rows)) for i in range(0, rows, batch_size)]
+        # Groups that learn step sizes together stay together.
+        step = batch_size if batch_size < GROUP else batch_size // GROUP * GROUP
+        self.bounds = [(i, min(i + step, rows)) for i in range(0, rows, step)]
+
+    @property
+    def recordable(self) -> bool:
+        """Whether the densities are a Pyro model's, which runs the same operations at all points but for branches."""
+        return self.vectorize and not isinstance(self.model, DatumDensity)
 
     def density(self, part: int) -> DatumDensity:
         """The joint log-densities of one part of the data."""

@@ -21,7 +21,9 @@ from ..targets import Model
 from .chains import Annealing, BackwardAnnealing, ForwardAnnealing
 from .densities import DatumDensity
 from .evidence import AnnealedEvidence, Sandwich
+from .noise import Keys
 from .path import Path
+from .precision import LowPrecisionDensity, ProductPrecision
 from .problems import Frozen, Problem, Start, is_random
 from .saved import Record, RecordFile, check_same_density
 from .temperatures import SigmoidTemperatures, Temperatures
@@ -43,6 +45,9 @@ def annealed_importance_sampling(
     progress: bool = True,
     checkpoint: StrPath | None = None,
     vectorize: bool = True,
+    chains_at_once: int | None = None,
+    precision: ProductPrecision | None = None,
+    first_datum: int = 0,
 ) -> AnnealedEvidence:
     """Log-evidence log p(x_i) of each datum of a latent-variable model, by annealed importance sampling.
 
@@ -71,13 +76,24 @@ def annealed_importance_sampling(
         leapfrog_steps: by transition; each evaluates the model and its gradient once.
         target_acceptance: mean acceptance probability that the step sizes aim at.
         batch_size: the most data at once, to bound the memory; the model's tensor arguments as long as the first are
-            cut along their first dimension. Each part has random numbers of its own.
+            cut along their first dimension. From 32 on it is rounded down to a multiple of 32, and figures that start
+            from a GaussianStart then are, to rounding, those of all data at once: noise is keyed by a datum's number,
+            and data share step sizes in groups of 32. Draws of a prior or a guide differ from part to part.
         seed: of everything random; the caller's generators are left alone. ``None`` draws from these.
         device: where to run; tensors among the arguments are moved there.
         progress: show a bar.
         checkpoint: a file that is written every half minute, atomically. A run that finds it goes on from there, and
             gives bit for bit what it would have given (same machine and number of threads); a finished one is read.
         vectorize: ``False`` runs a model that does not broadcast over an outer plate draw by draw (slow).
+        chains_at_once: the most chains of a part whose activations are in memory together, where ``batch_size`` does
+            not bound them enough; it changes nothing but rounding. What stays beside is about 5 vectors of latents for
+            each chain.
+        precision: take the density's matrix products in lower precision while chains move:
+            :class:`~avbvi.annealed.BFloat16Products` or :class:`~avbvi.annealed.TF32Products`. Weights stay unbiased
+            for the evidence of the model as it is, with more variance.
+        first_datum: number of the first datum, by which its noise is keyed, if these data are part of more.
+
+    On CUDA a temperature is captured as a graph and replayed, where the model allows it; if not, the reason is logged.
 
     Raises:
         ModelError: the model can't be treated so, or a LogDensity without start and guide: it has no prior.
@@ -88,7 +104,9 @@ def annealed_importance_sampling(
     Source: Neal (2001), Annealed importance sampling, Statistics and Computing 11; Wu, Burda, Salakhutdinov and Grosse
     (2017), On the quantitative analysis of decoder-based generative models, ICLR.
     """
-    settings = _Settings.checked(temperatures, chains, leapfrog_steps, target_acceptance)
+    settings = _Settings.checked(
+        temperatures, chains, leapfrog_steps, target_acceptance, chains_at_once, precision, first_datum
+    )
     problem = _problem(model, args, model_kwargs, start, guide, batch_size, device, vectorize)
     run = _Run(problem, settings, checkpoint, both=False)
     run.go(seed_number(seed), device_of(device), progress=flag("progress", progress))
@@ -111,6 +129,9 @@ def bidirectional_sandwich(
     progress: bool = True,
     checkpoint: StrPath | None = None,
     vectorize: bool = True,
+    chains_at_once: int | None = None,
+    precision: ProductPrecision | None = None,
+    first_datum: int = 0,
 ) -> Sandwich:
     """How far off annealed importance sampling is, on data simulated from the model: bounds from below and above.
 
@@ -130,7 +151,9 @@ def bidirectional_sandwich(
     Source: Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo;
     Wu et al. (2017), section 3.3.
     """
-    settings = _Settings.checked(temperatures, chains, leapfrog_steps, target_acceptance)
+    settings = _Settings.checked(
+        temperatures, chains, leapfrog_steps, target_acceptance, chains_at_once, precision, first_datum
+    )
     problem = _problem(model, args, model_kwargs, start, guide, batch_size, device, vectorize)
     run = _Run(problem, settings, checkpoint, both=True)
     run.go(seed_number(seed), device_of(device), progress=flag("progress", progress))
@@ -144,20 +167,44 @@ class _Settings(NamedTuple):
     chains: int
     leapfrog_steps: int
     target_acceptance: float
+    chains_at_once: int | None
+    precision: ProductPrecision | None
+    first_datum: int
 
     @classmethod
     def checked(
-        cls, temperatures: Temperatures | None, chains: int, leapfrog_steps: int, target_acceptance: float
+        cls,
+        temperatures: Temperatures | None,
+        chains: int,
+        leapfrog_steps: int,
+        target_acceptance: float,
+        chains_at_once: int | None,
+        precision: ProductPrecision | None,
+        first_datum: int,
     ) -> _Settings:
         if temperatures is None:
             temperatures = SigmoidTemperatures(1000)
         instance("temperatures", temperatures, Temperatures, "a schedule such as SigmoidTemperatures(1000)")
         if not 0.0 < number("target_acceptance", target_acceptance) < 1.0:
             raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
+        if precision is not None:
+            instance("precision", precision, ProductPrecision, "an object such as BFloat16Products()")
         return cls(
             temperatures, integer("chains", chains, 1), integer("leapfrog_steps", leapfrog_steps, 1),
-            float(target_acceptance),
+            float(target_acceptance), None if chains_at_once is None else integer("chains_at_once", chains_at_once, 1),
+            precision, integer("first_datum", first_datum, 0),
         )  # fmt: skip
+
+    def plain(self) -> dict[str, Any]:
+        """What a run must share with the file that it resumes."""
+        return {
+            "temperatures": self.temperatures.betas().tolist(),
+            "chains": self.chains,
+            "leapfrog_steps": self.leapfrog_steps,
+            "target_acceptance": self.target_acceptance,
+            "precision": repr(self.precision),
+            "first_datum": self.first_datum,
+        }
 
 
 def _problem(
@@ -203,10 +250,7 @@ class _Run:
         parts, stages = len(self.problem.bounds), 2 if self.both else 1
         plain = {
             "kind": "bidirectional" if self.both else "forward",
-            "temperatures": self.betas.tolist(),
-            "chains": self.settings.chains,
-            "leapfrog_steps": self.settings.leapfrog_steps,
-            "target_acceptance": self.settings.target_acceptance,
+            **self.settings.plain(),
             "batch_size": [list(b) for b in self.problem.bounds],
         }
         record = self.file.load(plain, seed)
@@ -259,6 +303,7 @@ class _Run:
                     f"start holds {like.shape[1]} data with {like.shape[2]} coordinates each, but the model has "
                     f"{density.batch} data with {density.dim} unconstrained coordinates"
                 )
+            recorded = problem.recordable
             if is_random(density, like):
                 if self.both:
                     raise ModelError(
@@ -267,13 +312,23 @@ class _Run:
                     )
                 density = Frozen(density, seeds[1])
                 start = problem.start_of(part, density, arguments)
-            generator = torch.Generator(like.device).manual_seed(seeds[1])
+                recorded = False
+            settings = self.settings
+            seen = density if settings.precision is None else LowPrecisionDensity(density, settings.precision)
+            path = Path(
+                seen, start, exact=None if seen is density else density, chains_at_once=settings.chains_at_once,
+                recorded=recorded,
+            )  # fmt: skip
             forward = ForwardAnnealing(
-                Path(density, start), self.betas, chains=self.settings.chains,
-                leapfrog_steps=self.settings.leapfrog_steps, target_acceptance=self.settings.target_acceptance,
-                generator=generator,
+                path, self.betas, chains=settings.chains, leapfrog_steps=settings.leapfrog_steps,
+                target_acceptance=settings.target_acceptance, keys=self._keys(part),
             )  # fmt: skip
         return forward, posterior_draw
+
+    def _keys(self, part: int) -> Keys:
+        bounds, first = self.problem.bounds, self.settings.first_datum
+        total = None if len(bounds) == 1 else bounds[-1][1]
+        return Keys(self.record.seed, first + bounds[part][0], total)
 
     def _begin(self, part: int, seeds: Sequence[int]) -> None:
         self.forward, draw = self._set_up(part, seeds)
@@ -293,7 +348,7 @@ class _Run:
 
     @staticmethod
     def _backward(forward: ForwardAnnealing, draw: Tensor) -> Callable[[], BackwardAnnealing]:
-        return lambda: BackwardAnnealing(forward, draw, forward.generator)
+        return lambda: BackwardAnnealing(forward, draw)
 
     def _under_way(self) -> Annealing | None:
         assert self.forward is not None
@@ -320,7 +375,7 @@ class _Run:
             "log_weights": self.forward.log_weights.cpu(),
             "draws": self.forward.state.z.cpu(),
             "log_joint": self.forward.state.log_joint.cpu(),
-            "acceptance": self.forward.acceptance,
+            "acceptance": self.forward.acceptance.cpu(),
         }
         if self.backward is not None:
             result["backward"] = self.backward.log_weights.cpu()

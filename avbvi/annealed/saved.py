@@ -14,7 +14,7 @@ from ..checkpoints import StrPath, check_path, read_file, write_atomically
 from ..errors import CheckpointError
 from .densities import DatumDensity
 
-FORMAT, VERSION = "avbvi annealed chains", 1
+FORMAT, VERSION = "avbvi annealed chains", 2
 #: Seconds between two writes.
 SAVE_EVERY = 30.0
 

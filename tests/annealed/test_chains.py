@@ -8,6 +8,7 @@ import torch
 from avbvi import NonFiniteError
 from avbvi.annealed import GaussianStart, LinearTemperatures, PriorStart, SigmoidTemperatures
 from avbvi.annealed.chains import BackwardAnnealing, ForwardAnnealing, pilots_for
+from avbvi.annealed.noise import Keys
 from avbvi.annealed.path import Path
 from tests.annealed.known import LinearGaussian
 
@@ -33,7 +34,7 @@ class Skewed:
 def forward(density, start, betas, *, chains=5, leapfrog_steps=3, seed=0) -> ForwardAnnealing:
     return ForwardAnnealing(
         Path(density, start), betas, chains=chains, leapfrog_steps=leapfrog_steps, target_acceptance=0.65,
-        generator=torch.Generator().manual_seed(seed),
+        keys=Keys(seed),
     )  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def test_backward_weights_are_unbiased_for_the_reciprocal():
     # Narrower than the target, so that start / target, which these weights are made of, is bounded.
     start = GaussianStart(torch.full((batch, 1), -0.7).double(), torch.full((batch, 1), 0.2).double())
     ahead = finished(forward(density, start, SigmoidTemperatures(4).betas(), chains=1))
-    back = finished(BackwardAnnealing(ahead, density.draws(), torch.Generator().manual_seed(1)))
+    back = finished(BackwardAnnealing(ahead, density.draws()))
     inverse = (density.log_evidence - back.log_weights).exp().flatten()
     stderr = float(inverse.std()) / math.sqrt(batch)
     assert 0.001 < stderr < 0.05
@@ -131,13 +132,12 @@ def test_a_restored_run_goes_on_bit_for_bit(direction):
         if direction == "forward":
             return run
         draws = density.posterior()[0].float()
-        return BackwardAnnealing(finished(run), draws, torch.Generator().manual_seed(seed))
+        return BackwardAnnealing(finished(run), draws)
 
     whole, first, second = begin(0), begin(0), begin(0)
     finished(whole)
     for _ in range(5):
         first.advance()
-    second.generator.manual_seed(99)
     second.restore(first.saved())
     finished(second)
     assert torch.equal(second.log_weights, whole.log_weights)

@@ -68,7 +68,7 @@ def test_linear_gaussian_evidence(schedule, start):
         density, start=begin, temperatures=schedule, chains=20, leapfrog_steps=5, **PLAIN
     )
     z = errors(result, density)
-    assert result.stderr.max() < 0.5
+    assert result.stderr.max() < 0.8
     # 30 of Student's t with some 19 degrees of freedom.
     assert z.abs().max() < 5.0
     assert abs(result.mean.value - float(density.log_evidence().mean())) < 4.0 * result.mean.stderr
