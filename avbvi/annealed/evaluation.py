@@ -1,4 +1,4 @@
-"""Joint log-densities with their gradients: some chains at a time, and of a Pyro model without Pyro."""
+"""Log-densities by datum with their gradients: some chains at a time, and of a Pyro model without Pyro."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..tracing import TracingError, record
-from .densities import DatumDensity
 
 logger = logging.getLogger("avbvi")
 
@@ -20,11 +19,11 @@ RECORDED_AT_CPU, RECORDED_AT_CUDA = 40, 2
 AGREEMENT = 1e5
 
 
-class JointEvaluation:
-    """log j of chains z (n, B, dim) and its gradient; no gradient is taken in anything but z.
+class Evaluation:
+    """A log-density of chains z (n, B, dim) and its gradient; no gradient is taken in anything but z.
 
     Args:
-        density: joint log-densities.
+        log_prob: (n, B, dim) -> (n, B), differentiable.
         chains_at_once: the most chains whose activations are in memory together; all by default.
         recorded: whether the density always runs the same operations, so that these can be recorded once and run
             without the Python, and the graph of autograd, that they came of. A recording that does not give the values
@@ -34,8 +33,10 @@ class JointEvaluation:
         reason: why the density is not recorded, in words; ``None`` while nothing speaks against it.
     """
 
-    def __init__(self, density: DatumDensity, chains_at_once: int | None = None, *, recorded: bool = False) -> None:
-        self.density, self.chains_at_once = density, chains_at_once
+    def __init__(
+        self, log_prob: Callable[[Tensor], Tensor], chains_at_once: int | None = None, *, recorded: bool = False
+    ) -> None:
+        self.log_prob, self.chains_at_once = log_prob, chains_at_once
         self.reason = None if recorded else "it was not asked for"
         self._requests: dict[Any, int] = {}
         self._graphs: dict[Any, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
@@ -90,6 +91,6 @@ class JointEvaluation:
     def _plain(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
-            value = self.density.log_joint(leaf)
+            value = self.log_prob(leaf)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), gradient

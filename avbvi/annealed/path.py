@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..hmc import Metric
 from .densities import DatumDensity, StartDensity
-from .evaluation import JointEvaluation
+from .evaluation import Evaluation
 from .noise import MoveNoise
 
 
@@ -57,7 +58,7 @@ class Path:
         start: where the path begins, for the same data.
         exact: the joint log-densities that weights are for, where ``density`` is a less precise one.
         chains_at_once: the most chains that are evaluated together.
-        recorded: whether the density may be recorded; see :class:`~avbvi.annealed.evaluation.JointEvaluation`.
+        recorded: whether the density may be recorded; see :class:`~avbvi.annealed.evaluation.Evaluation`.
     """
 
     def __init__(
@@ -70,13 +71,17 @@ class Path:
         recorded: bool = False,
     ) -> None:
         self.density, self.start = density, start
-        self._joint = JointEvaluation(density, chains_at_once, recorded=recorded)
-        self._exact = None if exact is None else JointEvaluation(exact, chains_at_once)
+        self._joint = Evaluation(density.log_joint, chains_at_once, recorded=recorded)
+        # A start with a closed form of its own needs no recording.
+        own = type(start).evaluate is not StartDensity.evaluate
+        evaluation = Evaluation(start.log_prob, chains_at_once, recorded=recorded)
+        self._start: Callable[[Tensor], tuple[Tensor, Tensor]] = start.evaluate if own else evaluation
+        self._exact = None if exact is None else Evaluation(exact.log_joint, chains_at_once)
 
     def evaluate(self, z: Tensor) -> PathState:
         """The state at z (chains, B, dim); NaN of a log-density counts as -inf, a density of zero."""
         joint, gradient = self._joint(z)
-        log_start, start_gradient = self.start.evaluate(z)
+        log_start, start_gradient = self._start(z)
         return PathState(z.detach(), _no_nan(log_start), _no_nan(joint), start_gradient, gradient)
 
     def exact(self, state: PathState) -> tuple[PathState, Tensor]:
