@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class Annealing(ABC):
         """Do the next temperature."""
         pilots = self._with_pilots(self.done)
         if pilots not in self._temperatures:
-            self._temperatures[pilots] = repeated(lambda: self._temperature(pilots=pilots), self.state.z.device)
+            self._temperatures[pilots] = repeated(partial(self._temperature, pilots=pilots), self.state.z.device)
         self._temperatures[pilots].run()
         self.done += 1
 

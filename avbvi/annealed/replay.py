@@ -8,7 +8,12 @@ from typing import Protocol
 
 import torch
 
+from ..capture.graphs import Backend, CapturedStep, CudaBackend
+
 logger = logging.getLogger("avbvi")
+
+#: Temperatures by which the host may be ahead of the device.
+HOST_AHEAD = 16
 
 
 class Repeated(Protocol):
@@ -41,14 +46,12 @@ class Replayed:
 
     Args:
         step: what to do, in place on tensors that stay where they are.
-        device: where.
+        backend: what captures it.
     """
 
-    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
-        from ..capture.graphs import CapturedStep, CudaBackend  # here, so that chains on the CPU need none of it
-
-        self._captured = CapturedStep(step, CudaBackend(device))
-        self._device, self._runs, self._told = device, 0, False
+    def __init__(self, step: Callable[[], None], backend: Backend) -> None:
+        self._captured = CapturedStep(step, backend)
+        self._runs, self._told = 0, False
 
     @property
     def reason(self) -> str | None:
@@ -62,11 +65,16 @@ class Replayed:
         if self.reason is not None and not self._told:
             self._told = True
             logger.info("annealed chains are not captured as a CUDA graph: %s", self.reason)
-        if self._runs % 16 == 0:
+        if self._runs % HOST_AHEAD == 0:
             # The host would run ahead by minutes: bar, files and Ctrl-C are about what has been done.
-            torch.cuda.current_stream(self._device).synchronize()
+            self._wait()
+
+    @staticmethod
+    def _wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
 
 
 def repeated(step: Callable[[], None], device: torch.device) -> Repeated:
     """The fastest way to do a step over and over on a device."""
-    return Replayed(step, device) if device.type == "cuda" else AsItIs(step)
+    return Replayed(step, CudaBackend(device)) if device.type == "cuda" else AsItIs(step)
