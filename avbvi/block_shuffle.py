@@ -22,7 +22,7 @@ class BlockShuffleSampler(Sampler[int]):
     probability 1 / N; two data of one block are always among the same ``block * pooled`` successive ones. With
     ``block=1``, or ``pooled`` at least the number of blocks, all orders are equally likely.
 
-    It keeps about 40 N / block + 50 block * pooled bytes, where torch's RandomSampler keeps about 50 N, and data on
+    It keeps about 8 N / block + 50 block * pooled bytes, where torch's RandomSampler keeps about 50 N, and data on
     a disk are read at ``pooled`` places at a time instead of anywhere.
 
     Args:
@@ -68,12 +68,13 @@ class BlockShuffleSampler(Sampler[int]):
         order = torch.randperm(blocks, generator=generator)
         # A seed for each pool: so a pool can be drawn without those before it.
         seeds = torch.randint(2**62, (-(-blocks // self.pooled),), generator=generator)
-        for pool, its_seed in zip(order.split(self.pooled), seeds, strict=True):
+        for i in range(len(seeds)):
+            pool = order[i * self.pooled : (i + 1) * self.pooled]
             count = self._count(pool)
             if skipped >= count:
                 skipped -= count
                 continue
-            shuffled = self._members(pool)[torch.randperm(count, generator=generator.manual_seed(int(its_seed)))]
+            shuffled = self._members(pool)[torch.randperm(count, generator=generator.manual_seed(int(seeds[i])))]
             yield from shuffled[skipped:].tolist()
             skipped = 0
 

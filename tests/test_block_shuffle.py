@@ -84,7 +84,7 @@ def test_the_global_generator_gives_one_number_for_a_pass() -> None:
 
 
 def test_memory_does_not_grow_with_the_data() -> None:
-    """Python's integers for one pool, and a number for each block: RandomSampler would take 4 GB here."""
+    """Python's integers for one pool, and a number for each block: RandomSampler would take 5 GB here."""
     size = 10**8
     sampler = BlockShuffleSampler(range(size))
     tracemalloc.start()
