@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from .arguments import found
 from .devices import moved
@@ -15,6 +16,8 @@ from .errors import CheckpointError
 from .rng import RandomStream, rng_state, seeded
 
 Arguments = tuple[Any, ...]
+
+_log = logging.getLogger("avbvi")
 
 
 def is_loader(args: Arguments) -> bool:
@@ -75,6 +78,11 @@ class LoaderBatches:
     (order, augmentation, fresh pixels), which begins with one draw from the caller's: the batches do not depend on
     what the training draws. So a pass can be repeated up to where a checkpoint left it. A generator that the loader
     brings along goes on from where it stands.
+
+    A resumed run takes the batches that were used once more and leaves them, unless that can be saved: where the
+    loader, or a data set for iteration in this process, has ``state_dict`` and ``load_state_dict`` (as torchdata's
+    StatefulDataLoader) it goes on from its own state; where taking a datum draws nothing (``is_deterministic`` of the
+    data set) the sampler or the loader leaves out what it is told to (``skip``).
 
     ``reference`` is the first batch of a pass seeded with 0.
 
@@ -143,15 +151,30 @@ class LoaderBatches:
     def _random_state(self) -> dict[str, Any]:
         return {"random": self._stream.state_dict(), "generators": [g.get_state() for g in self._generators]}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Pass, batches taken from it, and the random state at its beginning."""
-        return {"epoch": self.epoch, "position": self.position, **self._beginning}
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the loader or its data set tells itself where it stands."""
+        return _stateful(self.loader) is not None
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Repeat the pass that :meth:`state_dict` found under way, up to the batch it had reached.
+    def state_dict(self) -> dict[str, Any]:
+        """Pass, batches taken from it, and the random state at its beginning, or now beside the loader's own state.
 
         Raises:
-            CheckpointError: this loader's pass is shorter.
+            CheckpointError: the loader's state is not plain data.
+        """
+        keeper = _stateful(self.loader)
+        state = {"epoch": self.epoch, "position": self.position}
+        if keeper is None or not self.epoch:
+            return {**state, **self._beginning}
+        own = keeper.state_dict()
+        _check_plain(own, f"{type(keeper).__name__}.state_dict()")
+        return {**state, **self._random_state(), "loader": own}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on with the pass that :meth:`state_dict` found under way, behind the batch it had reached.
+
+        Raises:
+            CheckpointError: this loader's pass is shorter, or it has no state where the run's had one.
         """
         assert state is not None
         self._iterator, self.epoch, self.position = None, max(state["epoch"] - 1, 0), 0
@@ -160,15 +183,44 @@ class LoaderBatches:
         self._beginning = {"random": state["random"], "generators": state["generators"]}
         if not state["epoch"]:
             return
+        if "loader" in state:
+            self._take_up(state)
+        else:
+            self._pass_over(state["position"])
+        self.position = state["position"]
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Continue the pass from the loader's own state, and the stream from where it was then."""
+        keeper = _stateful(self.loader)
+        if keeper is None:
+            raise CheckpointError(
+                "the run in the checkpoint had a DataLoader or data set with a state (load_state_dict), this one has "
+                "none; give it the same"
+            )
+        keeper.load_state_dict(state["loader"])
+        with self._stream.in_use(), torch.device("cpu"):
+            self._begin()
+        self._stream.load_state_dict(state["random"])
+        _set_states(self._generators, state["generators"])
+
+    def _pass_over(self, position: int) -> None:
+        """Repeat the pass up to its batch at a position."""
+        known = self.steps_per_epoch
+        skips = known is not None and _skip(self.loader, min(position, known))
+        if position and not skips:
+            _log.info("resuming: %d batches that the run had used are taken from the DataLoader once more", position)
         with self._stream.in_use(), torch.device("cpu"):
             iterator = self._begin()
-            for i in range(state["position"]):
+            given = known if skips and known is not None else position
+            for i in range(0 if skips else position):
                 if next(iterator, _END) is _END:
-                    raise CheckpointError(
-                        f"the DataLoader gives {i} batches, the run in the checkpoint had taken {state['position']} "
-                        "from it; give it the same data and batch size"
-                    )
-        self.position = state["position"]
+                    given = i
+                    break
+        if given < position:
+            raise CheckpointError(
+                f"the DataLoader gives {given} batches, the run in the checkpoint had taken {position} from it; give "
+                "it the same data and batch size"
+            )
 
 
 def reference_batch(loader: DataLoader[Any], device: torch.device | None = None) -> Arguments:
@@ -179,11 +231,15 @@ def reference_batch(loader: DataLoader[Any], device: torch.device | None = None)
     """
     generators = _own_generators(loader)
     states = [g.get_state() for g in generators]
+    keeper = _stateful(loader)
+    state = None if keeper is None or keeper is loader else keeper.state_dict()
     with seeded(0), torch.device("cpu"):
         for generator in generators:
             generator.manual_seed(0)
         batch = _first(iter(loader))
     _set_states(generators, states)
+    if state is not None:
+        keeper.load_state_dict(state)
     return _arguments(batch, device)
 
 
@@ -224,6 +280,45 @@ def _first(iterator: Iterator[Any]) -> Any:
             "nothing"
         )
     return batch
+
+
+def _stateful(loader: DataLoader[Any]) -> Any:
+    """What tells where a pass stands: the loader, or its data set if it is iterated in this process; or None."""
+    if _has_state(loader):
+        return loader
+    data = loader.dataset
+    return data if isinstance(data, IterableDataset) and not loader.num_workers and _has_state(data) else None
+
+
+def _has_state(value: Any) -> bool:
+    return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+
+
+def _skip(loader: Any, batches: int) -> bool:
+    """Have the next pass leave out so many batches, where that changes nothing else; tells whether it will."""
+    if callable(getattr(loader, "skip", None)):
+        loader.skip(batches)
+        return True
+    sampler, size = loader.sampler, loader.batch_size
+    if size is None or not getattr(loader.dataset, "is_deterministic", False) or not hasattr(sampler, "skip"):
+        return False
+    sampler.skip(min(batches * size, len(sampler)))
+    return True
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """Raise a CheckpointError unless a value is made of what a checkpoint can hold."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_plain(entry, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, entry in enumerate(value):
+            _check_plain(entry, f"{name}[{i}]")
+    elif not (value is None or isinstance(value, bool | int | float | str | bytes | Tensor)):
+        raise CheckpointError(
+            f"{name} must be numbers, strings, tensors, and lists and dicts of them, to be written to a checkpoint; "
+            f"found {found(value)}"
+        )
 
 
 def length_of(sized: Any) -> int | None:

@@ -31,6 +31,7 @@ from .rng import seeded
 from .schedules import OpenEnded
 from .stopping import Stopping
 from .targets import Model
+from .tensor_loader import TensorLoader
 from .training import Trainer
 
 DEFAULT_STEPS = 5000
@@ -141,7 +142,7 @@ def fit(
     kwargs = keywords("model_kwargs", model_kwargs)
     device = device_of(device)
     if device is not None:
-        args = args if is_loader(args) else tuple(moved(a, device) for a in args)
+        args = _moved(args, device)
         kwargs = {k: moved(v, device) for k, v in kwargs.items()}
         for module in modules_of(model).values():
             module.to(device)
@@ -173,6 +174,13 @@ def _check_loader(args: tuple[Any, ...], amortised: bool) -> None:
             f"args: a DataLoader must be the model's only positional argument, found {len(args)}; let its batches be "
             "tuples of arguments, and give constant ones as model_kwargs"
         )
+
+
+def _moved(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """The arguments on the device; a loader's batches go there one by one, unless it is made of tensors."""
+    if not is_loader(args):
+        return tuple(moved(a, device) for a in args)
+    return (args[0].to(device),) if isinstance(args[0], TensorLoader) else args
 
 
 def _steps_per_epoch(args: tuple[Any, ...]) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .arguments import found, instance
+from .devices import changed
 
 Arguments = tuple[Any, ...]
 
@@ -36,7 +36,7 @@ class StaticBatch:
         instance("example", example, tuple, "a tuple of the model's arguments")
         self._device = device
         #: The arguments made of the buffers, the same objects throughout.
-        self.arguments: Arguments = tuple(_mapped(value, self._buffer) for value in example)
+        self.arguments: Arguments = changed(example, self._buffer)
         self._signature = _signature(self.arguments)
         self._buffers = _tensors(self.arguments)
 
@@ -68,24 +68,11 @@ class StaticBatch:
         return True
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with all tensors in it changed, also inside lists, tuples (named ones too) and dicts."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(v, change) for v in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(v, change) for v in value)
-    if isinstance(value, Mapping):
-        return {k: _mapped(v, change) for k, v in value.items()}
-    return value
-
-
 def _tensors(value: Any) -> list[Tensor]:
     """All tensors in a value, in a fixed order."""
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):
         return []
@@ -96,7 +83,7 @@ def _signature(value: Any) -> Any:
     """All that a captured step takes as given: shapes and dtypes of tensors, values of the rest, their places."""
     if isinstance(value, Tensor):
         return ("tensor", value.shape, value.dtype, value.layout)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return ("dict", tuple((key, _signature(v)) for key, v in value.items()))
     if isinstance(value, list | tuple):
         return (type(value), tuple(_signature(v) for v in value))

@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from tqdm.auto import tqdm
 
-from .batches import Batches, FixedArguments, LoaderBatches, is_loader
+from .batches import Batches
 from .capture.running import Execution, StepByStep, execution_of
 from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
 from .elbo import AdversarialELBO
@@ -25,6 +25,7 @@ from .integrity import damage
 from .interrupts import Interrupt
 from .model_state import claim_parameters, model_buffers, put_to_rest
 from .posterior import Posterior, guide_elbo
+from .prefetch import batches_of
 from .recovery import Recovery
 from .rng import rng_untouched, seeded
 from .run_checkpoints import resume_run, save_run
@@ -56,7 +57,7 @@ class Trainer:
         device: torch.device | None = None,
     ) -> None:
         self.model, self.kwargs = model, kwargs
-        self.batches: Batches = LoaderBatches(args[0], device) if is_loader(args) else FixedArguments(args)
+        self.batches: Batches = batches_of(args, device)
         #: The arguments that stand for all others, and those of the last step.
         self.args = self.current = self.batches.reference
         self.guide, self.elbo = guide, elbo

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from avbvi import CheckpointError
+from avbvi.array_files import ArrayFileDataset
 from avbvi.batches import FixedArguments, LoaderBatches, is_loader, one_pass, reference_batch
+from avbvi.block_shuffle import BlockShuffleSampler
+from avbvi.tensor_loader import TensorLoader
 
 N = 10
 X = torch.arange(float(N))[:, None]
@@ -35,6 +40,54 @@ class Stream(IterableDataset[Tensor]):
         return iter(torch.rand(5, 2))
 
 
+class Counted(Dataset[Tensor]):
+    """Rows without noise, which counts how many are taken."""
+
+    is_deterministic = True
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.taken += 1
+        return X[index]
+
+
+class Resumable(IterableDataset[Tensor]):
+    """A noisy stream that tells where it stands; each pass has `length` rows, or it has no end."""
+
+    def __init__(self, length: int | None = 7) -> None:
+        self.length, self.place, self.taken, self._goes_on = length, 0, 0, False
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self._goes_on:
+            self.place = 0
+        self._goes_on = False
+        while self.length is None or self.place < self.length:
+            self.place += 1
+            self.taken += 1
+            yield torch.cat([torch.tensor([float(self.place)]), torch.rand(1)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place, self._goes_on = state["place"], True
+
+
+class StatefulLoader(DataLoader[Any]):
+    """What torchdata's StatefulDataLoader does, for the data set above."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"dataset": self.dataset.state_dict()}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dataset.load_state_dict(state["dataset"])  # type: ignore[attr-defined]
+
+
 def shuffled(batch_size: int = 4, data: Any = None, **options: Any) -> DataLoader[Any]:
     return DataLoader(Fresh() if data is None else data, batch_size=batch_size, shuffle=True, **options)
 
@@ -46,7 +99,16 @@ LOADERS = {
     "weighted": lambda: DataLoader(Fresh(), batch_size=4, sampler=WeightedRandomSampler(torch.ones(N), N)),
     "in order": lambda: DataLoader(Fresh(), batch_size=4),
     "stream": lambda: DataLoader(Stream(), batch_size=2),
+    "stream with a state": lambda: DataLoader(Resumable(), batch_size=2),
+    "endless stream with a state": lambda: DataLoader(Resumable(None), batch_size=2),
+    "loader with a state": lambda: StatefulLoader(Resumable(), batch_size=2),
+    "tensors": lambda: TensorLoader(X, batch_size=4),
+    "blocks": lambda: DataLoader(Counted(), batch_size=4, sampler=BlockShuffleSampler(range(N), block=2, pooled=2)),
 }
+
+#: What a seed does not change.
+OWN = {"tensors, own generator": lambda: TensorLoader(X, batch_size=4, generator=torch.Generator().manual_seed(5))}
+ALL = {**LOADERS, **OWN}
 
 
 def steps(batches: LoaderBatches, n: int, disturb: bool = False) -> list[Tensor]:
@@ -101,19 +163,102 @@ def test_the_callers_generators_give_one_number() -> None:
     np.testing.assert_array_equal(np.random.get_state()[1], expected[2])  # noqa: NPY002
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("taken", [0, 1, 3, 5, 6])
 def test_resumed_batches_are_those_of_the_run(name: str, taken: int) -> None:
     torch.manual_seed(1)
-    batches = LoaderBatches(LOADERS[name]())
+    batches = LoaderBatches(ALL[name]())
     steps(batches, taken)
     state = batches.state_dict()
     rest = steps(batches, 6)
     torch.manual_seed(77)
-    resumed = LoaderBatches(LOADERS[name]())
+    resumed = LoaderBatches(ALL[name]())
     resumed.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(rest, steps(resumed, 6), strict=True))
     assert (resumed.epoch, resumed.position) == (batches.epoch, batches.position)
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulLoader])
+def test_a_state_saves_a_resumed_run_what_was_used(kind: type[DataLoader[Any]], caplog: Any) -> None:
+    batches = LoaderBatches(kind(Resumable(), batch_size=2))
+    steps(batches, 2)
+    resumed = LoaderBatches(kind(Resumable(), batch_size=2))
+    taken = resumed.loader.dataset.taken  # type: ignore[attr-defined]
+    with caplog.at_level(logging.INFO, "avbvi"):
+        resumed.load_state_dict(batches.state_dict())
+    assert resumed.loader.dataset.taken == taken  # type: ignore[attr-defined]
+    assert not caplog.records
+    assert torch.equal(resumed.next()[0], batches.next()[0])
+    assert resumed.loader.dataset.taken == taken + 2  # type: ignore[attr-defined]
+
+
+def test_the_reference_batch_is_not_taken_from_the_run() -> None:
+    first = LoaderBatches(DataLoader(Resumable(), batch_size=2)).next()[0]
+    assert first[:, 0].tolist() == [1.0, 2.0]
+
+
+def test_samplers_save_a_resumed_run_what_was_used(caplog: pytest.LogCaptureFixture) -> None:
+    def loader(sampler: Any) -> DataLoader[Any]:
+        return DataLoader(Counted(), batch_size=4, sampler=sampler)
+
+    for sampler, again in ((BlockShuffleSampler(range(N), block=2), 0), (RandomSampler(range(N)), 8)):
+        batches = LoaderBatches(loader(sampler))
+        steps(batches, 2)
+        resumed = LoaderBatches(loader(sampler))
+        taken = resumed.loader.dataset.taken  # type: ignore[attr-defined]
+        with caplog.at_level(logging.INFO, "avbvi"):
+            resumed.load_state_dict(batches.state_dict())
+        assert resumed.loader.dataset.taken == taken + again  # type: ignore[attr-defined]
+    (message,) = (r.getMessage() for r in caplog.records)
+    assert message == "resuming: 2 batches that the run had used are taken from the DataLoader once more"
+
+
+def test_noisy_data_are_not_skipped() -> None:
+    """Their noise moves the stream: it has to be drawn again."""
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(Fresh(), batch_size=4, sampler=BlockShuffleSampler(range(N)))
+
+    torch.manual_seed(1)
+    batches = LoaderBatches(loader())
+    steps(batches, 2)
+    resumed = LoaderBatches(loader())
+    resumed.load_state_dict(batches.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(steps(batches, 4), steps(resumed, 4), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_are_resumed(tmp_path: Path, workers: int) -> None:
+    np.save(tmp_path / "x.npy", np.arange(50.0))
+
+    def batches() -> LoaderBatches:
+        return LoaderBatches(ArrayFileDataset(tmp_path / "x.npy").loader(8, num_workers=workers))
+
+    torch.manual_seed(1)
+    whole = batches()
+    steps(whole, 4)
+    resumed = batches()
+    resumed.load_state_dict(whole.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(steps(whole, 6), steps(resumed, 6), strict=True))
+
+
+def test_states_that_do_not_fit() -> None:
+    class Odd(Resumable):
+        def state_dict(self) -> dict[str, Any]:
+            return {"place": self.place, "seen": [np.zeros(2)]}
+
+    batches = LoaderBatches(DataLoader(Odd(), batch_size=2))
+    batches.next()
+    with pytest.raises(CheckpointError, match=r"Odd.state_dict\(\)\['seen'\]\[0\] must be .*found ndarray of dtype"):
+        batches.state_dict()
+    batches = LoaderBatches(DataLoader(Resumable(), batch_size=2))
+    batches.next()
+    with pytest.raises(CheckpointError, match="this one has none; give it the same"):
+        LoaderBatches(DataLoader(Stream(), batch_size=2)).load_state_dict(batches.state_dict())
+    longer = LoaderBatches(TensorLoader(X, batch_size=2))
+    steps(longer, 5)
+    with pytest.raises(CheckpointError, match="gives 3 batches, the run in the checkpoint had taken 5"):
+        LoaderBatches(TensorLoader(X, batch_size=4)).load_state_dict(longer.state_dict())
 
 
 def test_a_resumed_run_can_be_saved_again() -> None:
