@@ -26,6 +26,8 @@ from .annealed import (
     annealed_importance_sampling,
     bidirectional_sandwich,
 )
+from .array_files import ArrayFileDataset
+from .block_shuffle import BlockShuffleSampler
 from .calibration import sbc
 from .contrasts import Contrast, GaussianContrast, MixtureContrast, PriorContrast
 from .diagnostics import Verdict
@@ -69,6 +71,8 @@ from .sample_figures import bits_per_dimension, inception_score, rmse
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .stopping import Stopping
+from .targets import LogDensity
+from .tensor_loader import TensorLoader
 from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
 
 __version__ = "0.1.0"
@@ -85,7 +89,9 @@ __all__ = [
     "AmortisedPosterior",
     "AmortisedSampler",
     "AnnealedEvidence",
+    "ArrayFileDataset",
     "BestTrunk",
+    "BlockShuffleSampler",
     "Calibration",
     "CheckpointError",
     "ConditionalAdversary",
@@ -143,6 +149,7 @@ __all__ = [
     "SquaredHellinger",
     "Stopping",
     "SymmetricAdversarialELBO",
+    "TensorLoader",
     "TriangularDiscrimination",
     "Trunk",
     "Verdict",
