@@ -13,6 +13,7 @@ import avbvi
 from avbvi.divergences import kl_lower_bound, mmd2, sliced_wasserstein
 from benchmarks import record
 from benchmarks.fitting import Fitted, Method, Snapshot
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.problems import Draws, Problem
 
 LARGE, SMALL, MMD_DRAWS = 50_000, 10_000, 2_000
@@ -145,7 +146,8 @@ def measured(
     """One fit, judged: a flat record. If only the judges fail the fit's own figures stay, with ``error``."""
     matmul = record.matmul_seconds()
     cpu = time.process_time()
-    fitted = method(problem, seed, minutes)
+    with PeakMemory() as peak:
+        fitted = method(problem, seed, minutes)
     cpu = time.process_time() - cpu
     row: Row = {
         "target": problem.name,
@@ -155,6 +157,7 @@ def measured(
         "seconds": fitted.seconds,
         "cpu_seconds_with_verdict": cpu,
         "matmul_seconds": matmul,
+        "peak_bytes": peak.bytes,
         **_elbo_figures(problem, fitted),
         **fitted.figures,
     }
@@ -224,13 +227,16 @@ def curve(
 ) -> list[Row]:
     """k-NN KL along one run: a record per snapshot, at about the times ``marks`` in seconds and at the end.
 
-    The last record carries the processor time of the whole run.
+    The last record carries the processor time of the whole run, each its peak of memory.
     """
     cpu = time.process_time()
-    fitted = method(problem, seed, minutes, marks)
+    with PeakMemory() as peak:
+        fitted = method(problem, seed, minutes, marks)
     cpu = time.process_time() - cpu
     rows = [_snapshot_row(problem, method.name, seed, snapshot, target) for snapshot in fitted.snapshots]
     rows[-1]["cpu_seconds_with_verdict"] = cpu
+    for row in rows:
+        row["peak_bytes"] = peak.bytes
     return rows
 
 

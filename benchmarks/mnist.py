@@ -35,6 +35,7 @@ from benchmarks import image_figures, image_models, image_tables, record, runner
 from benchmarks.image_models import AVB, Task
 from benchmarks.judging import Row
 from benchmarks.latent import Recipe
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.pieces import Clock
 from models.data import mnist
 from models.data.binarisation import DynamicBinarisation, StaticBinarisation
@@ -288,11 +289,13 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         if job in known:
             continue
         try:
-            row = run(*job, options, clock)
+            with PeakMemory(options.device) as peak:
+                row = run(*job, options, clock)
         except KeyboardInterrupt:
             if clock.left:
                 raise
             raise SystemExit(f"the piece is over at {' '.join(map(str, job))}; call again to go on") from None
+        row["peak_bytes"] = peak.bytes  # of the piece in which the run ended
         done.append(row)
         print(runner.table([row], KEYS), flush=True)
         if not options.quick:

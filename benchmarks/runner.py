@@ -30,6 +30,7 @@ import torch
 from benchmarks import record
 from benchmarks.fitting import Method
 from benchmarks.judging import Row, described
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.problems import Problem
 
 #: A fit that got less of its core than this is measured again.
@@ -244,22 +245,27 @@ def _possible(jobs: list[Job], missing: Callable[[Job], str | None] | None) -> l
 
 
 def isolated(worker: Worker, job: Job) -> list[Row]:
-    """Run a job on one thread; an exception becomes a record with ``error``."""
+    """Run a job on one thread; an exception becomes a record with ``error``.
+
+    Rows that do not tell their peak of memory get that of the whole job.
+    """
     torch.set_num_threads(1)
     started = time.monotonic()
-    try:
-        return worker(job)
-    except Exception as error:
-        return [
-            {
-                "target": job.target,
-                "method": job.method,
-                "seed": job.seed,
-                "device": "cpu",
-                "seconds": time.monotonic() - started,
-                "error": described(error),
-            }
-        ]
+    with PeakMemory() as peak:
+        try:
+            rows = worker(job)
+        except Exception as error:
+            rows = [
+                {
+                    "target": job.target,
+                    "method": job.method,
+                    "seed": job.seed,
+                    "device": "cpu",
+                    "seconds": time.monotonic() - started,
+                    "error": described(error),
+                }
+            ]
+    return [{"peak_bytes": peak.bytes, **row} for row in rows]
 
 
 def disturbed(row: Row) -> bool:

@@ -54,6 +54,7 @@ from avbvi import (
 )
 from avbvi.diagnostics import choose_stage
 from benchmarks import record
+from benchmarks.peak_memory import PeakMemory
 
 NAME = "safety"
 UNITS = (16,)
@@ -137,7 +138,8 @@ FITS: dict[str, Fit] = {"calm": calm_fit, "rough": rough_fit}
 
 def outcome(fit: Fit, checkpoint: Path | None) -> Row:
     """Run a fit and tell its result: a digest of all that has to be equal, and the counts."""
-    posterior = fit(checkpoint)
+    with PeakMemory() as peak:
+        posterior = fit(checkpoint)
     digest = hashlib.sha256()
     for name, value in sorted(posterior.guide.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())
@@ -149,6 +151,7 @@ def outcome(fit: Fit, checkpoint: Path | None) -> Row:
         "steps": run.steps,
         "skipped_steps": run.skipped_steps,
         "rollbacks": run.rollbacks,
+        "peak_bytes": peak.bytes,
     }
 
 
@@ -213,6 +216,7 @@ def kill_resume(kills: int, seed: int) -> list[Row]:
             result = Path(folder) / "result.json"
             waited(forked(lambda fit=fit: outcome(fit, None), result))  # type: ignore[misc]
             whole[name] = json.loads(result.read_text())
+            del whole[name]["peak_bytes"]  # no part of the result
             started = time.monotonic()
             waited(forked(lambda fit=fit, f=folder: outcome(fit, Path(f) / "run.pt"), result))  # type: ignore[misc]
             length[name] = time.monotonic() - started
@@ -262,7 +266,10 @@ def million_steps(steps: int, folder: Path) -> list[Row]:
     before = (
         int(torch.load(checkpoint, weights_only=True)["state"]["guide"]["step_count"]) if checkpoint.exists() else 0
     )
-    posterior = avbvi.fit(density, guide=guide, elbo=loss, steps=steps, seed=0, progress=False, checkpoint=checkpoint)
+    with PeakMemory() as peak:
+        posterior = avbvi.fit(
+            density, guide=guide, elbo=loss, steps=steps, seed=0, progress=False, checkpoint=checkpoint
+        )
     run = posterior.run
     if run.interrupted:
         raise SystemExit(f"interrupted after {run.steps} steps; give the command again to go on")
@@ -280,6 +287,7 @@ def million_steps(steps: int, folder: Path) -> list[Row]:
         "losses_not_finite": sum(not math.isfinite(x) for x in run.history["elbo"]),
         "skipped_steps": run.skipped_steps,
         "rollbacks": run.rollbacks,
+        "peak_bytes": peak.bytes,
         "stage_kept": "adversarial" if posterior.guide.is_adversarial else "trunk",
         # Exact: means 0 and 0, variances 1 and 2 + 1/4.
         "mean_error_sd": float((draws.mean(0) / torch.tensor([1.0, 1.5])).abs().max()),

@@ -39,6 +39,7 @@ from scipy.stats import beta
 
 import avbvi
 from benchmarks import record
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.problems import EIGHT_SCHOOLS_PAPER, Problem
 from benchmarks.toy_densities import PROBLEMS
 
@@ -194,14 +195,15 @@ def measured(family: str, noise: str, traces: int, seed: int) -> list[Row]:
     curves = GUARDED | BEYOND
     start = time.perf_counter()
     outcomes: dict[str, list[tuple[int | None, bool, int]]] = {rule: [] for rule in RULES}
-    for i in range(traces):
-        random = np.random.default_rng([seed, list(curves).index(family), list(NOISES).index(noise), i])
-        missing = curves[family](random)
-        trace = NOISES[noise](missing, random) - missing
-        for rule, (stops, first) in RULES.items():
-            stop = stops(trace)
-            false = stop is not None and abs(missing[stop - 1]) > TOLERANCE
-            outcomes[rule].append((stop, false, max(needed(missing), first)))
+    with PeakMemory() as peak:
+        for i in range(traces):
+            random = np.random.default_rng([seed, list(curves).index(family), list(NOISES).index(noise), i])
+            missing = curves[family](random)
+            trace = NOISES[noise](missing, random) - missing
+            for rule, (stops, first) in RULES.items():
+                stop = stops(trace)
+                false = stop is not None and abs(missing[stop - 1]) > TOLERANCE
+                outcomes[rule].append((stop, false, max(needed(missing), first)))
     seconds = time.perf_counter() - start
     return [
         {
@@ -213,6 +215,7 @@ def measured(family: str, noise: str, traces: int, seed: int) -> list[Row]:
             "seed": seed,
             "device": "cpu",
             "seconds": seconds,
+            "peak_bytes": peak.bytes,
             **_figures(outcomes[rule]),
         }
         for rule in RULES
@@ -282,7 +285,8 @@ def real_trace(problem: Problem, steps: int, seed: int) -> Array:
 def judged(problem: Problem, steps: int, seed: int) -> list[Row]:
     """What each rule makes of one real trace."""
     start = time.perf_counter()
-    trace = real_trace(problem, steps, seed)
+    with PeakMemory() as peak:
+        trace = real_trace(problem, steps, seed)
     seconds = time.perf_counter() - start
     limit = trace[-len(trace) // 4 :]
     rows = []
@@ -295,6 +299,7 @@ def judged(problem: Problem, steps: int, seed: int) -> list[Row]:
             "seed": seed,
             "device": "cpu",
             "seconds": seconds,
+            "peak_bytes": peak.bytes,
             "steps": steps,
             "stopped_at": stop,
             "limit": limit.mean(),

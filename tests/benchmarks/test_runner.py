@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import avbvi
@@ -34,6 +35,10 @@ def worker(job: Job) -> list[Row]:
         os._exit(1)
     if job.method == "disturbed":
         return [_row("disturbed", job.seed, cpu_seconds_with_verdict=0.5)]
+    if job.method == "hungry":
+        np.ones(30 * 2**20, dtype=np.uint8)
+    if job.method == "own peak":
+        return [_row("own peak", job.seed, peak_bytes=7)]
     if job.method == "curve":
         return [_row("curve", job.seed, value=i) for i in range(3)]
     return [_row(job.method, job.seed, value=10 * job.seed)]
@@ -70,6 +75,16 @@ def test_results_are_saved_with_commit_and_minutes(tmp_path: Path) -> None:
     assert saved == rows
     assert {(r["commit"], r["minutes"]) for r in saved} == {(record.git_commit(), 1.0)}
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_rows_tell_the_peak_of_memory(tmp_path: Path) -> None:
+    rows = _run(tmp_path, "good", "hungry", "own peak", "raises")
+    peaks = {method: [r["peak_bytes"] for r in rows if r["method"] == method] for method in ("good", "hungry")}
+    assert all(peak < 10 * 2**20 for peak in peaks["good"])
+    assert all(abs(peak - 30 * 2**20) < 10 * 2**20 for peak in peaks["hungry"])
+    assert [r["peak_bytes"] for r in rows if r["method"] == "own peak"] == [7, 7]
+    assert all("peak_bytes" in row for row in rows)
 
 
 @pytest.mark.usefixtures("in_process")
