@@ -50,6 +50,7 @@ from avbvi import (
     Schedule,
     Verdict,
     elbo,
+    fitting,
     training,
 )
 from avbvi.diagnostics import choose_stage
@@ -201,7 +202,7 @@ def kill_and_resume(fit: str, moment: float, folder: Path) -> Row:
 def kill_resume(kills: int, seed: int) -> list[Row]:
     """All kills; one record for each."""
     torch.set_num_threads(1)
-    training.Trainer = Unjudged  # type: ignore[misc]
+    fitting.Trainer = Unjudged  # type: ignore[attr-defined]
     training.CHECKPOINT_SECONDS = 0.05
     # With all its draws the choice of stage would take most of the time, and most of the kills.
     elbo.choose_stage = partial(choose_stage, n=500)  # type: ignore[attr-defined]
@@ -252,7 +253,7 @@ def kill_resume(kills: int, seed: int) -> list[Row]:
 def million_steps(steps: int, folder: Path) -> list[Row]:
     """The long run, from its last checkpoint if there is one."""
     torch.set_num_threads(1)
-    training.Trainer = Watched  # type: ignore[misc]
+    fitting.Trainer = Watched  # type: ignore[attr-defined]
     pyro.clear_param_store()
     density = LogDensity(banana, (2,))
     # No decay of the rates: a million steps at full rate, in the adversarial stage but for a twentieth.
