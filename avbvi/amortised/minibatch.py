@@ -15,6 +15,8 @@ from ..targets import Model
 from .layout import Frame, PlateLayout
 from .target import Reached, StopAfter
 
+#: Plates remembered by the shapes of arguments; those of very old shapes are forgotten.
+MOST_FRAMES = 256
 OWN_CONTEXT = "give AVBGuide(context=...) a function of the model's arguments"
 
 
@@ -75,6 +77,8 @@ class MinibatchReader:
                 traced.get_trace(*args, **kwargs)
             frames = traced.trace.nodes[first]["cond_indep_stack"]
             (plate,) = [f for f in frames if f.name == self._layout.plate]
+            if len(self._frames) >= MOST_FRAMES:  # arguments with ever new numbers, say
+                del self._frames[next(iter(self._frames))]
             self._frames[key] = Frame(plate.name, plate.dim, plate.size, plate.full_size or plate.size)
         return self._frames[key]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import avbvi
 from avbvi import AdversarialELBO, AVBGuide, GaussianContrast, ModelError, PriorContrast, ResidualAdversary, Schedule
-from avbvi.amortised import AmortisedAVBGuide
+from avbvi.amortised import AmortisedAVBGuide, minibatch
 from avbvi.amortised.adversaries import InnerProductAdversary
 from avbvi.amortised.contrasts import ConditionalGaussianContrast
 from tests.amortised.known import LinearGaussian, LinearSampler, exact_guide
@@ -261,6 +261,18 @@ def test_minibatches_of_any_size() -> None:
         assert trace.nodes["z"]["value"].shape == (len(part), 2)
         assert trace.nodes["z"]["scale"] == 10 / len(part)
     assert int(guide.skipped_steps) == 0
+
+
+def test_plates_of_ever_new_arguments_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minibatch, "MOST_FRAMES", 5)
+    known = LinearGaussian()
+    x = known.data(4)
+    guide = small_guide(known.model).setup(x, 10)
+    assert guide.reader is not None
+    for _ in range(2):
+        for size in range(10, 30):
+            assert guide.minibatch(x, size).frame[2:] == (4, size)
+            assert len(guide.reader._frames) <= 5
 
 
 def test_a_model_that_subsamples_gets_the_guides_places_and_their_context() -> None:
