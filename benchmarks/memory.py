@@ -61,10 +61,11 @@ MIB = 2**20
 SETTLED, LOOKS = 0.1, 50
 #: Seconds' worth of other work on the machine moves a single round; a source is timed in so many rounds of steps.
 ROUNDS, ROUND_STEPS = 40, 5
-#: Most that a run may grow by, fixed before any was measured: one object kept for each step would be 90,000.
+#: Most that a run may grow by, fixed before the long runs: one object kept for each ten steps would be 9,000.
 LIMITS = {"rss_growth": 8 * MIB, "tensor_growth": 300, "object_growth": 1000}
-#: Most by which a run's peak may differ between the smallest and the largest data.
-DATA_LIMIT = 16 * MIB
+#: Most by which a run's peak may differ between the smallest and the largest data; runs that are the same differ by up
+#: to 15 MiB, as pages of libraries count.
+DATA_LIMIT = 32 * MIB
 KEYS = {
     "leak": (
         "target",
@@ -77,8 +78,8 @@ KEYS = {
         "peak_bytes",
         "seconds",
     ),
-    "data": ("target", "method", "megabytes", "rows", "steps", "peak_bytes", "seconds"),
-    "throughput": ("target", "method", "steps_per_second", "ratio", "cpu_ratio", "batch_milliseconds", "peak_bytes"),
+    "data": ("method", "megabytes", "rows", "steps", "peak_bytes", "seconds"),
+    "throughput": ("method", "steps_per_second", "ratio", "cpu_ratio", "batch_milliseconds", "peak_bytes"),
 }
 Row = dict[str, Any]
 
@@ -91,11 +92,12 @@ class Census:
 
     Args:
         steps: of the run.
+        looks: how often.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, looks: int = LOOKS) -> None:
         self._steps = steps
-        self._due = itertools.count(max(steps // LOOKS, 1), max(steps // LOOKS, 1))
+        self._due = itertools.count(max(steps // looks, 1), max(steps // looks, 1))
         self._next = next(self._due)
         self.looks: list[tuple[int, int, int, int]] = []
 
