@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 __all__ = ["PARTS", "Split", "marked", "split"]
@@ -132,7 +131,7 @@ def split(
             for _ in range(steps):
                 with record_function(STEP):
                     taken.append(timed())
-        events = [e for e in profiler.events() or [] if e.device_type == torch.autograd.DeviceType.CPU]
+        events = [e for e in profiler.events() or [] if str(e.device_type).endswith("CPU")]
         found = _by_step(events)
         seen += [_sums(inside, seconds, cuda) for inside, seconds in zip(found, taken, strict=True)]
     return combined(statistics.median(plain), seen)
