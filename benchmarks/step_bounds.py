@@ -1,6 +1,7 @@
 """What a training step has to do, and how fast this machine could do it at best.
 
-Counted: floating-point operations (PyTorch's ``FlopCounterMode``: matrix products), calls that start a kernel (those
+Counted: floating-point operations (of matrix products, by the formulas of PyTorch's
+``FlopCounterMode``, which itself fails on gradients with respect to a leaf), calls that start a kernel (those
 that are not views of other tensors), and the bytes that they read and write. The bound is the time of the step's own
 matrix products, each measured alone in a tight loop, plus the bytes of all other kernels at the bandwidth of a copy.
 It is a bound of an eager step: a compiled one may fuse kernels and move fewer bytes.
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 __all__ = ["Bound", "Work", "bandwidth", "bound", "product_rate", "product_seconds", "work_of"]
 
@@ -72,6 +73,9 @@ class _Count(TorchDispatchMode):
         work = self.work
         work.kernels += 1
         work.bytes += moved
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            work.flops += formula(*args, **(kwargs or {}), out_val=out)
         where = PRODUCTS.get(func.overloadpacket)
         if where is None:
             work.other_bytes += moved
@@ -82,10 +86,8 @@ class _Count(TorchDispatchMode):
 
 def work_of(step: Callable[[], object]) -> Work:
     """Count the work of one call of ``step``, which must run eagerly."""
-    flops = FlopCounterMode(display=False)
-    with flops, _Count() as count:
+    with _Count() as count:
         step()
-    count.work.flops = flops.get_total_flops()
     return count.work
 
 
