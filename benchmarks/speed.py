@@ -71,10 +71,10 @@ class Timing:
             lacking = execution.missing(device)
             if lacking is not None:
                 print(f"skipped: {name} on {self.target}, {self.stage}: {lacking}", flush=True)
-            elif self.problem is None:
-                made[name] = vae_step(self.batch, execution, device)
-            else:
+            elif self.problem is not None:
                 made[name] = fit_step(self.problem, self.stage, execution, device)
+            elif execution.amortised:
+                made[name] = vae_step(self.batch, execution, device)
         if self.problem is not None and self.stage == "adversarial":
             made[REFERENCE] = reference_step(self.problem, device)
             made |= {SVI: svi_step(self.problem, device), BARE: bare_step(self.problem, device)}

@@ -7,17 +7,18 @@ are like.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import SVI
-from torch import Tensor, nn
+from torch import Tensor
 
 import avbvi
+from avbvi.adversarial import WARM_UP_STEPS
 from avbvi.amortised.runs import AmortisedRun
 from avbvi.direct import negative_elbo
 from avbvi.rng import seeded
@@ -53,10 +54,17 @@ TRUNKS: dict[str, Callable[[], avbvi.Trunk]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """A step to be timed, and the functions of its parts."""
+    """A step to be timed.
+
+    Args:
+        run: one step.
+        marks: the functions of its parts.
+        context: what it runs in, entered; it lasts as long as the step.
+    """
 
     run: Callable[[], object]
     marks: Marks
+    context: ExitStack = field(default_factory=ExitStack)
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,16 @@ class Execution:
         name: as it stands in the records' ``method``.
         label: as it reads in tables.
         missing: device -> what is lacking to run it there; None if nothing is.
-        prepare: given a guide that is set up, makes the execution the one that its steps take.
+        context: gives the context in which a trainer's steps are of this kind, as its loop enters it.
+        amortised: whether it is for amortised guides too, whose models learn.
         is_eager: whether the work of a step can be counted call by call, and split.
     """
 
     name: str
     label: str
     missing: Callable[[torch.device], str | None]
-    prepare: Callable[[avbvi.AVBGuide], None] = lambda guide: None
+    context: Callable[[Trainer], AbstractContextManager[Any]] = lambda trainer: nullcontext()
+    amortised: bool = True
     is_eager: bool = True
 
 
@@ -82,27 +92,20 @@ def _nothing(device: torch.device) -> str | None:
     return None
 
 
-def _no_compiler(device: torch.device) -> str | None:
-    import shutil
-
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        return "torch.compile needs a C++ compiler"
-    return None
+def _as_it_is(trainer: Trainer) -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
-def _compile_networks(guide: avbvi.AVBGuide) -> None:
-    """Have PyTorch compile the networks; what is around them runs as before."""
-    for role in ("sampler", "adversary"):
-        for name, module in guide.part(role).named_children():
-            if isinstance(module, nn.Module) and name == "network":
-                module.compile(dynamic=False)
+def _record_target(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Have the model's log-density recorded, as a fit does for its whole loop."""
+    return trainer._target_traced()
 
 
 EXECUTIONS: dict[str, Execution] = {
     execution.name: execution
     for execution in (
-        Execution("fit", "avbvi.fit", _nothing),
-        Execution("compiled", "avbvi.fit, networks compiled", _no_compiler, _compile_networks, is_eager=False),
+        Execution("eager", "the model run at every step", _nothing, _as_it_is),
+        Execution("traced", "the model's log-density recorded once", _nothing, _record_target, amortised=False),
     )
 }
 
@@ -137,8 +140,9 @@ def _quietly(step: Callable[[], object], where: Callable[[], AbstractContextMana
 
 def _fitted_step(trainer: Trainer, execution: Execution, device: torch.device) -> Step:
     _begun(trainer)
-    execution.prepare(trainer.guide)
-    return Step(partial(_quietly, trainer.step, partial(_default, device)), step_marks.AVBVI)
+    context = ExitStack()
+    context.enter_context(execution.context(trainer))
+    return Step(partial(_quietly, trainer.step, partial(_default, device)), step_marks.AVBVI, context)
 
 
 def fit_step(problem: StepProblem, stage: str, execution: Execution, device: torch.device) -> Step:
@@ -154,7 +158,7 @@ def vae_step(batch: int, execution: Execution, device: torch.device) -> Step:
     """The step of the amortised fit of MNIST's board, 784-300-300-32, on made binary pictures."""
     with seeded(0), _default(device):
         task = mnist.task("table_3a", ENDLESS)
-        vae = VAE(task.decoder(), task.latent_dim, task.likelihood())
+        vae = VAE(task.decoder(), task.latent_dim, task.likelihood(), f"decoder_{execution.name}")
         guide = avbvi.AVBGuide(
             vae.model,
             sampler=task.sampler(),
@@ -191,6 +195,17 @@ def reference_step(problem: StepProblem, device: torch.device) -> Step:
         return Step(step.step, step_marks.REFERENCE)
 
 
+def _warm(
+    elbo: avbvi.AdversarialELBO, problem: StepProblem, guide: avbvi.AVBGuide, arguments: tuple[Tensor, ...]
+) -> None:
+    """Set the guide up and bring it to full learning rates, its sampler as it was."""
+    with pyro.validation_enabled(False):
+        elbo.loss_and_grads(problem.model, guide, *arguments)
+    for p in guide.parameters():
+        p.grad = None
+    guide.adversarial_steps += WARM_UP_STEPS
+
+
 def svi_step(problem: StepProblem, device: torch.device) -> Step:
     """``SVI.step`` with AdversarialELBO and its optimiser, as a Pyro user writes it."""
     with seeded(0), _default(device):
@@ -198,9 +213,8 @@ def svi_step(problem: StepProblem, device: torch.device) -> Step:
         arguments = _on(device, problem.arguments(torch.float32))
         elbo = _elbo(steps=ENDLESS)
         svi = SVI(problem.model, guide, elbo.optimizer(LR), loss=elbo)
-        step = partial(svi.step, *arguments)
-        _quietly(step)
-        return Step(partial(_quietly, step), step_marks.AVBVI)
+        _warm(elbo, problem, guide, arguments)
+        return Step(partial(_quietly, partial(svi.step, *arguments)), step_marks.AVBVI)
 
 
 def bare_step(problem: StepProblem, device: torch.device) -> Step:
@@ -212,8 +226,7 @@ def bare_step(problem: StepProblem, device: torch.device) -> Step:
         guide = avbvi.AVBGuide(problem.model, trunk=avbvi.AffineTrunk())
         arguments = _on(device, problem.arguments(torch.float32))
         elbo = _elbo(steps=ENDLESS)
-        with pyro.validation_enabled(False):
-            elbo.loss_and_grads(problem.model, guide, *arguments)
+        _warm(elbo, problem, guide, arguments)
         trainer, target = elbo._trainers.of(guide), guide.target(*arguments)
         assert target is not None
         weights = [p for p in guide.part("sampler").parameters() if p.requires_grad]
