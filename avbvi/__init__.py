@@ -71,7 +71,6 @@ from .sample_figures import bits_per_dimension, inception_score, rmse
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .stopping import Stopping
-from .targets import LogDensity
 from .tensor_loader import TensorLoader
 from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .adversaries import Hint
 from .compiled_step import CompiledStep, annealed_by, annealing
 from .control import Factor, StepPlan
+from .division import check_hint, draws_divided, everyones_draws, hint_shared, own_part
 from .guides import AVBGuide
 from .hints import hint_at
 from .masking import unless
@@ -88,17 +89,18 @@ class AdversaryTrainer:
 
     def _steps_together(self, guide: AVBGuide, batch: int, factor: float | Tensor, count: int) -> None:
         """Some of :meth:`steps`, whose draws are made at once: neither sampler nor target moves between them."""
-        base_q = guide.draw_base(count * batch)
-        finite = torch.isfinite(base_q).all()
-        # The contrast's running moments would never recover from draws that are not finite.
-        if self.skipped is None:
-            if bool(finite):
-                self._steps_at(guide, base_q, count, factor, finite)
-            else:
-                guide.skipped_steps += count
-            return
-        with unless(~finite, (guide.part("contrast"), guide.part("adversary"))):
-            self._steps_at(guide, torch.where(finite, base_q, 0.0), count, factor, finite)
+        with draws_divided("adversary_batch", batch, groups=count) as n:
+            base_q = everyones_draws(guide.draw_base(n))
+            finite = torch.isfinite(base_q).all()
+            # The contrast's running moments would never recover from draws that are not finite.
+            if self.skipped is None:
+                if bool(finite):
+                    self._steps_at(guide, base_q, count, factor, finite)
+                else:
+                    guide.skipped_steps += count
+                return
+            with unless(~finite, (guide.part("contrast"), guide.part("adversary"))):
+                self._steps_at(guide, torch.where(finite, base_q, 0.0), count, factor, finite)
 
     def _steps_at(self, guide: AVBGuide, base_q: Tensor, count: int, factor: float | Tensor, finite: Tensor) -> None:
         """Steps at draws (count * batch, base_dim) of q, which the contrast follows, and as many of r."""
@@ -107,7 +109,7 @@ class AdversaryTrainer:
                 seen = prepared(guide, base_q, *annealing(guide), count=count)
         else:
             seen = self.compiled.run(guide, prepared, base_q, *annealing(guide), count=count)
-        rows = len(base_q) // count * 2
+        rows = len(seen[0]) // count
         for i in range(count):
             part = [value[rows * i : rows * (i + 1)] for value in seen]
             gradients: Sequence[Tensor | None]
@@ -186,20 +188,22 @@ class AdversaryTrainer:
 def prepared(guide: AVBGuide, base_q: Tensor, *beta: Tensor, count: int) -> tuple[Tensor, ...]:
     """What the adversary sees in ``count`` steps: features and, where it asks for them, log-ratios and scores.
 
-    The contrast follows the draws of q, base_q (count * batch, base_dim), and gives as many of its own. Each step's
-    draws lie side by side, those of q before those of r: (2 * count * batch, ...). ``beta``: see
+    The contrast follows the draws of q, base_q (count * batch, base_dim), and gives as many of its own; of several
+    processes these are the draws of all, and what is seen is this one's. Each step's draws lie side by side, those of q
+    before those of r: (2 * count * batch, ...). ``beta``: see
     :func:`~avbvi.compiled_step.annealing`.
     """
     adversary, contrast = guide.part("adversary"), guide.part("contrast")
-    batch = len(base_q) // count
     contrast.update(base_q)
-    base_r = contrast.sample(len(base_q))
+    base_q, base_r = own_part(base_q), own_part(contrast.sample(len(base_q)))
+    batch = len(base_q) // count
     base = torch.stack([base_q.reshape(count, batch, -1), base_r.reshape(count, batch, -1)], 1).flatten(0, 2)
-    with annealed_by(guide, beta):
-        hint = hint_at(guide, base, contrast.log_prob(base))
+    log_r = contrast.log_prob(base)
+    with annealed_by(guide, beta), hint_shared(log_r.new_empty(count * batch)):
+        hint = hint_at(guide, base, log_r)
     if hint is None:
         return (contrast.features(base),)
-    adversary.observe(hint.log_ratio.reshape(count, 2, batch)[:, 0])
+    adversary.observe(check_hint(everyones_draws(hint.log_ratio.reshape(count, 2, batch)[:, 0].flatten())))
     return contrast.features(base), *(value for value in hint if value is not None)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .compiled_step import CompiledStep, annealed_by, annealing
 from .distributions import Draw
+from .division import own_part, share_of_draws, whole_number
 from .guides import AVBGuide
 from .targets import UnconstrainedTarget
 
@@ -55,7 +56,8 @@ def _loss(guide: AVBGuide, *beta: Tensor, n: int) -> Tensor:
 def negative_elbo(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> Tensor:
     """Mean of log q - log p (annealed) over n draws, differentiable.
 
-    Parameters are announced to Pyro as in a call of the guide, so that SVI trains them.
+    Of several processes' draws the n are this one's. Parameters are announced to Pyro as in a call of the guide, so
+    that SVI trains them.
     """
     with guide._pyro_context:
         return _negative_elbo(guide, target, n)
@@ -68,7 +70,9 @@ def _negative_elbo(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> Tens
         draw = posterior.draw((n,))
     else:
         trunk = guide.part("trunk")
-        base, weights = trunk.weighted_base(n, like=guide.anchor)
+        # All draws: they are cheap, and weighted draws come in strata, which can't be divided.
+        base, weights = trunk.weighted_base(whole_number(n), like=guide.anchor)
+        base, weights = own_part(base), None if weights is None else own_part(weights) / share_of_draws()
         z, log_det = trunk(base)
         draw = Draw(z, base, log_det)
     log_p = guide.log_p(target, draw)

@@ -22,6 +22,8 @@ from .compiled_step import CompiledStep
 from .control import StepPlan
 from .diagnostics import choose_stage
 from .direct import is_direct, loss_and_gradients, negative_elbo
+from .distributed import agreed
+from .divided_steps import averaged, copy_start, divided
 from .errors import NonFiniteError
 from .gradients import StepGuard, explain_non_finite, with_gradient
 from .guides import ADVERSARIAL, TRUNK, AVBGuide
@@ -178,8 +180,7 @@ class AdversarialELBO(ELBO):
     def loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Estimate of -ELBO; trains nothing."""
         self._ready(model, guide, args, kwargs)
-        value: float = self.elbo.loss(model, guide, *args, **kwargs)
-        return value
+        return float(self.elbo.loss(model, guide, *args, **kwargs))
 
     def differentiable_loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """-ELBO as a tensor to be differentiated, for ``torch.optim``; trains the adversary unless under no_grad.
@@ -191,9 +192,9 @@ class AdversarialELBO(ELBO):
         if not torch.is_grad_enabled():
             value: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
             return value
-        with self._training(model, guides, args, kwargs) as annealed:
+        with divided(self._training(model, guides, args, kwargs), self, guides, args, kwargs) as (annealed, n):
             if is_direct(self.elbo, guide):
-                value = negative_elbo(guide, guide.target(), self.num_particles)
+                value = negative_elbo(guide, guide.target(), n)
             else:
                 value = self.elbo.differentiable_loss(annealed, guide, *args, **kwargs)
         if not bool(torch.isfinite(value)):
@@ -213,11 +214,11 @@ class AdversarialELBO(ELBO):
             NonFiniteError: too many non-finite losses or gradients in a row.
         """
         guides = self._ready(model, guide, args, kwargs)
-        with self._training(model, guides, args, kwargs) as annealed:
+        with divided(self._training(model, guides, args, kwargs), self, guides, args, kwargs) as (annealed, n):
             if is_direct(self.elbo, guide):
-                loss = loss_and_gradients(guide, self.num_particles, self.compiled)
+                loss = averaged(lambda: loss_and_gradients(guide, n, self.compiled), guide)
             else:
-                loss = self.elbo.loss_and_grads(annealed, guide, *args, **kwargs)
+                loss = averaged(lambda: self.elbo.loss_and_grads(annealed, guide, *args, **kwargs), guide)
         self._trainers.meet(guides)
         gradients = with_gradient(guide)
         finite = self._guard.admits(float(loss), [p.grad for p in gradients if p.grad is not None], guides)
@@ -269,6 +270,7 @@ class AdversarialELBO(ELBO):
                 if target is not None:
                     g.check(target)
                 g.start(target)
+                copy_start(g, model)
         if self.elbo.max_plate_nesting == math.inf:
             set_plate_nesting(self.elbo, model, guide, guides[0].target(*args, **kwargs), args, kwargs)
         return guides
@@ -373,9 +375,8 @@ class AdversarialELBO(ELBO):
             return
         target = guide.target()
         if guide.is_adversarial and guide.part("trunk").is_trainable and target is not None:
-            comparison = choose_stage(guide, target)
-            guide.comparison = comparison
-            if not comparison.keep_adversarial:
+            guide.comparison = agreed(choose_stage(guide, target))
+            if not guide.comparison.keep_adversarial:
                 guide.stage.fill_(TRUNK)
 
     # -- state --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from . import distributed
 from .amortised.runs import AmortisedRun
 from .arguments import (
     device_of,
@@ -41,6 +42,7 @@ DEFAULT_EPOCHS = 20
 MOST_STEPS = 20 * DEFAULT_STEPS
 
 
+@distributed.together_unless_alone()
 def fit(
     model: Model,
     *args: Any,
@@ -116,7 +118,7 @@ def fit(
     steps = None if steps is None else positive_integer("steps", steps)
     minutes = None if minutes is None else positive_number("minutes", minutes)
     epochs = None if epochs is None else positive_integer("epochs", epochs)
-    lr, seed = positive_number("lr", lr), seed_number(seed)
+    lr, seed = positive_number("lr", lr), distributed.same_seed(seed_number(seed))
     model_lr = None if model_lr is None else positive_number("model_lr", model_lr)
     flag("progress", progress)
     if capture is not None:
@@ -140,7 +142,7 @@ def fit(
     if steps is None and minutes is None:
         steps = _default_steps(args) if stopping is None else MOST_STEPS
     kwargs = keywords("model_kwargs", model_kwargs)
-    device = device_of(device)
+    device = device_of(device) or distributed.device()
     if device is not None:
         args = _moved(args, device)
         kwargs = {k: moved(v, device) for k, v in kwargs.items()}

@@ -20,6 +20,7 @@ from .contrasts import Contrast, MixtureContrast, PriorContrast
 from .control import Factor, is_one
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
+from .division import own_draws
 from .hints import hint
 from .host_buffers import HostBuffers
 from .layout import LatentLayout
@@ -290,11 +291,10 @@ class AVBGuide(HostBuffers, AutoContinuous):
 
     def trunk_base(self, shape: torch.Size) -> Tensor:
         """Draws of the trunk's own base density, (*shape, base_dim)."""
-        draws: Tensor = self.part("trunk").sample_base(shape, like=self.anchor)
-        return draws
+        return own_draws(lambda s: self.part("trunk").sample_base(s, like=self.anchor), shape)
 
     def _sampler_draws(self, sampler: Sampler) -> Any:
-        return lambda shape: sampler(sampler.sample_noise(shape, like=self.anchor))
+        return lambda shape: sampler(own_draws(lambda s: sampler.sample_noise(s, like=self.anchor), shape))
 
     def base_log_prob(
         self,

@@ -14,6 +14,7 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
 from .control import Factor
+from .division import average_
 from .errors import CheckpointError
 from .gradients import GradientBound, MaskedBound
 from .masking import make_capturable, skipping
@@ -77,6 +78,7 @@ class AdversaryAdam:
     def move_along(self, gradients: Sequence[Tensor | None], factor: Factor) -> bool:
         """:meth:`move`, with the gradients at hand; None for a parameter that the loss did not meet."""
         assert isinstance(self.bound, GradientBound)
+        average_([g for g in gradients if g is not None])
         if not self.bound.apply([g for g in gradients if g is not None]):
             return False
         self._step(gradients, factor)

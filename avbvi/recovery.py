@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from . import distributed
 from .adversarial import adversary_logits
 from .annealing import Annealed
 from .distributions import Draw
@@ -103,7 +104,7 @@ class BestState:
             better = float(gain.mean()) > max(2.0 * float(gain.std()) / math.sqrt(n), least_gain)
         else:
             better = bool(torch.isfinite(best).all())
-        if better:
+        if distributed.agreed(better):
             trunk.load_state_dict(self.trunk)
         return better
 
@@ -180,7 +181,8 @@ class Recovery:
             FitFailed: as :meth:`observe`.
         """
         level = self._level()
-        symptom = self._symptom(level)
+        symptom = distributed.agreed(self._symptom(level))
+        distributed.same_generators()
         if symptom is not None:
             self.roll_back(symptom)
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from pyro import poutine
 
+from . import distributed
 from .checkpoints import read_file, write_atomically
 from .errors import CheckpointError
 from .posterior import part_configurations, plain_comparison, read_comparison, site_table
@@ -77,7 +78,7 @@ def resume_run(path: str | PathLike[str], trainer: Trainer) -> None:
     Raises:
         CheckpointError: the file is damaged, or belongs to another run.
     """
-    content = read_file(path, FORMAT, VERSION, KEYS)
+    content = distributed.from_first(lambda: read_file(path, FORMAT, VERSION, KEYS))
     guide = trainer.guide
     for key, mine in (
         ("fingerprint", trainer.fingerprint),
@@ -107,3 +108,4 @@ def resume_run(path: str | PathLike[str], trainer: Trainer) -> None:
     trainer.elapsed_before = content["elapsed"]
     trainer.smoothed = content["smoothed"]
     set_rng_state(content["rng"])
+    distributed.same_generators()

@@ -15,9 +15,12 @@ import torch
 from pyro import poutine
 from tqdm.auto import tqdm
 
+from . import distributed
 from .batches import Batches
 from .capture.running import Execution, StepByStep, execution_of
 from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
+from .divided_batches import divided_batches, own_part_of
+from .divided_runs import agreed_clock, agreed_judgement, average_buffers, check_start
 from .elbo import AdversarialELBO
 from .errors import FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
@@ -57,7 +60,7 @@ class Trainer:
         device: torch.device | None = None,
     ) -> None:
         self.model, self.kwargs = model, kwargs
-        self.batches: Batches = batches_of(args, device)
+        self.batches: Batches = divided_batches(batches_of(args, device), args, guide.is_amortised)
         #: The arguments that stand for all others, and those of the last step.
         self.args = self.current = self.batches.reference
         self.guide, self.elbo = guide, elbo
@@ -85,11 +88,12 @@ class Trainer:
     ) -> Posterior:
         """Train to the end and judge."""
         started = time.monotonic()
+        progress = progress and distributed.is_first()
         self.elbo.begin_run()
         self.elbo.steps, self.elbo.open_ended = steps, self.open_ended
         self.elbo.before_adversarial = self.recovery.restore_best
         if minutes is not None:
-            self.elbo.clock = Clock(60.0 * minutes)
+            self.elbo.clock = agreed_clock(Clock(60.0 * minutes))
         try:
             self._prepare(steps, minutes, checkpoint)
             with (
@@ -124,7 +128,7 @@ class Trainer:
         if self.open_ended is not None:
             self.fingerprint["stopping"] = self.open_ended.rule.settings()
         claim_parameters(self.model, self.args, self.kwargs)
-        resumes = checkpoint is not None and Path(checkpoint).exists()
+        resumes = checkpoint is not None and distributed.from_first(Path(checkpoint).exists)
         if checkpoint is not None and resumes:
             self.guide.setup(*self.args, **self.kwargs)
             with damage(checkpoint):
@@ -141,21 +145,23 @@ class Trainer:
         kept = self.state.buffers_kept()
         with torch.no_grad(), pyro.validation_enabled(True), rng_untouched(), kept:
             loss = self.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
+        check_start(self.guide, self.model, loss)
         if not resumes:
             self.recovery.begin(loss / self.unit())
 
     def _loop(self, started: float, bar: Any, checkpoint: str | PathLike[str] | None) -> None:
         saved = time.monotonic()
         with Interrupt() as interrupt:
-            while self.elbo.progress(self.guide) < 1.0 and not interrupt.asked:
+            while self.elbo.progress(self.guide) < 1.0 and not self._asked(interrupt):
                 try:
                     self._advance(bar)
                 except KeyboardInterrupt:  # the second one, or raised by somebody's own handler
-                    if interrupt.asked:
+                    if interrupt.asked or distributed.world_size() > 1:
                         raise
                     interrupt.asked = True
                     self.recovery.restore_last()
-                if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                due = time.monotonic() - saved > CHECKPOINT_SECONDS
+                if checkpoint is not None and distributed.is_first() and due:
                     save_run(checkpoint, self, self.elapsed_before + time.monotonic() - started)
                     saved = time.monotonic()
             self._share = self.elbo.progress(self.guide)
@@ -164,8 +170,16 @@ class Trainer:
             if not int(self.guide.adversarial_steps):
                 self.recovery.restore_best(self.guide)
             bar.update(self._share - bar.n)
-            if checkpoint is not None:
+            if checkpoint is not None and distributed.is_first():
                 save_run(checkpoint, self, self.elapsed_before + time.monotonic() - started)
+
+    def _asked(self, interrupt: Interrupt) -> bool:
+        """Whether Ctrl-C was pressed; processes ask each other every few steps."""
+        if distributed.world_size() > 1:
+            if int(self.guide.step_count) % RECORD_EVERY:
+                return False
+            interrupt.asked = distributed.any_of(interrupt.asked)
+        return interrupt.asked
 
     def _advance(self, bar: Any) -> None:
         """One step or some, noted and watched."""
@@ -197,12 +211,13 @@ class Trainer:
         """One step, the same as ``SVI.step`` with ``elbo.optimizer(lr, model_lr)``; returns the loss."""
         self.current = self.batches.next()
         try:
-            with poutine.trace(param_only=True) as capture:
+            with own_part_of(self.batches), poutine.trace(param_only=True) as capture:
                 loss = self.elbo.loss_and_grads(self.model, self.guide, *self.current, **self.kwargs)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a matrix of the model is singular at some draw
             self.elbo.skip(self.guide)
             return math.nan
         self.state.optimise(named_parameters(capture.trace))
+        average_buffers(self.state.buffers)
         return loss
 
     def _record(self, count: int, loss: float) -> None:
@@ -272,7 +287,7 @@ class Trainer:
 
     def _judged(self) -> Posterior:
         try:
-            verdict = self._verdict()
+            verdict = agreed_judgement(self._verdict)
         except KeyboardInterrupt:
             if self.run.interrupted:
                 raise

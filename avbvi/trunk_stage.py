@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import distributed
 from .diagnostics import pareto_smooth, trunk_weights
 from .schedules import OpenEnded, Schedule
 from .trunks import BestTrunk, Trunk
@@ -119,7 +120,7 @@ class TrunkStage:
                 self._put_in_force(index)
                 elbos.append(self._log_weights().mean())
             best = torch.stack(elbos).nan_to_num(-math.inf).argmax()
-            self._put_in_force(self.usable[int(best)])
+            self._put_in_force(distributed.agreed(self.usable[int(best)]))
         if len(self.usable) > 1 and self._suffices():
             self._settle()
         self.guide.trunk_decided.fill_(True)
@@ -138,7 +139,9 @@ class TrunkStage:
         """
         if self.target is None:
             return False
-        log_weights = self._log_weights()
+        return distributed.agreed(self._weighs_enough(self._log_weights()))
+
+    def _weighs_enough(self, log_weights: torch.Tensor) -> bool:
         if not bool(torch.isfinite(log_weights).all()):
             return False
         _, k_hat = pareto_smooth(log_weights)

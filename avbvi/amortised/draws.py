@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import Draw
+from ..division import own_data
 from ..samplers import Sampler
 from .gaussians import Gaussians
 from .samplers import AmortisedSampler
@@ -34,7 +35,7 @@ class MinibatchDraws:
     def base(self, shape: torch.Size) -> Tensor:
         """Draws of e for a batch shape (*S, B, 1...): (*S, B, 1..., dim)."""
         inner = torch.Size(shape[: len(shape) - len(self._ones)])
-        noise = self._sampler.sample_noise(inner, like=self._like)
+        noise = own_data(lambda s: self._sampler.sample_noise(s, like=self._like), inner)
         if isinstance(self._sampler, AmortisedSampler) and self._splits:
             e, self._places = self._sampler.split(noise, self._context)
         else:

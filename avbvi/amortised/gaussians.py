@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ..division import own_data
 from ..mixtures import inverse_factors
 from ..parts import zero_
 from ..trunks import standard_normal_log_prob
@@ -115,8 +116,12 @@ class Gaussians:
 
     def sample(self, n: int) -> Tensor:
         """n draws per datum, (n, B, dim)."""
-        noise = torch.randn(n, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.place(noise)
+        b, dim = self.loc.shape
+
+        def draw(shape: torch.Size) -> Tensor:
+            return torch.randn(*shape, dim, dtype=self.loc.dtype, device=self.loc.device)
+
+        return self.place(own_data(draw, torch.Size((n, b))))
 
     def standardise(self, z: Tensor) -> Tensor:
         """L^-1 (z - loc): (*S, B, dim) -> (*S, B, dim)."""

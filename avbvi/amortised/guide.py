@@ -20,6 +20,7 @@ from ..checks import check_latents, check_sampler
 from ..contrasts import Contrast
 from ..control import Factor, is_one
 from ..distributions import Draw, ImplicitDistribution
+from ..division import own_data
 from ..errors import ModelError
 from ..guides import ADVERSARIAL, AVBGuide
 from ..rng import seeded
@@ -249,7 +250,8 @@ class AmortisedAVBGuide(AVBGuide):
     def draw_for(self, data: Minibatch, n: int) -> Tensor:
         """n draws for every datum of a :class:`Minibatch`, (n, B, dim)."""
         sampler = self.part("sampler")
-        z: Tensor = sampler(sampler.sample_noise(torch.Size((n, data.frame.size)), like=self.anchor), data.context)
+        noise = own_data(lambda s: sampler.sample_noise(s, like=self.anchor), torch.Size((n, data.frame.size)))
+        z: Tensor = sampler(noise, data.context)
         return z
 
     def log_q(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -66,21 +66,38 @@ class MinibatchReader:
         self._width = width
         # The sizes of a plate follow from the arguments' shapes, so that the model need not be run for each call.
         self._frames: dict[Any, Frame] = {_signature(example): frame}
+        self._factors: dict[Any, float] = {}
 
     def frame(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Frame:
         """The model's plate for these arguments; for new shapes the model is run up to its first latent site."""
         key = _signature((args, kwargs))
         if key not in self._frames:
-            first = self._layout.sites[0].name
-            traced = poutine.trace(StopAfter({first})(self._model))
-            with torch.no_grad(), seeded(0), poutine.block(), suppress(Reached):
-                traced.get_trace(*args, **kwargs)
-            frames = traced.trace.nodes[first]["cond_indep_stack"]
-            (plate,) = [f for f in frames if f.name == self._layout.plate]
+            (plate,) = [f for f in self._first_site(args, kwargs)["cond_indep_stack"] if f.name == self._layout.plate]
             if len(self._frames) >= MOST_FRAMES:  # arguments with ever new numbers, say
                 del self._frames[next(iter(self._frames))]
             self._frames[key] = Frame(plate.name, plate.dim, plate.size, plate.full_size or plate.size)
         return self._frames[key]
+
+    def factor(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """By what the model multiplies a datum's terms for these arguments, beside its plate's N / B."""
+        key = _signature((args, kwargs))
+        if key not in self._factors:
+            scale = float(self._first_site(args, kwargs)["scale"])
+            self._factors[key] = scale / self.frame(args, kwargs).scale
+        return self._factors[key]
+
+    def subsamples(self, args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> bool:
+        """Whether the model is given more data than its plate takes, and chooses among them."""
+        return len(self._rows(args, kwargs, like)) != self.frame(args, kwargs).size
+
+    def _first_site(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The first latent site of a run of the model, which ends there."""
+        first = self._layout.sites[0].name
+        traced = poutine.trace(StopAfter({first})(self._model))
+        with torch.no_grad(), seeded(0), poutine.block(), suppress(Reached):
+            traced.get_trace(*args, **kwargs)
+        node: dict[str, Any] = traced.trace.nodes[first]
+        return node
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> Minibatch:
         """The data of a call; of data that are given whole but subsampled by the model, places drawn at random.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..division import own_stream
 from .target import DatumTarget, path_only
 
 
@@ -34,7 +35,8 @@ class MinibatchPrior:
 
     def sample_prior(self, n: int) -> Tensor:
         """n draws of p(z) for every datum, (n, B, dim)."""
-        return self._target().sample_prior(n)
+        with own_stream():  # a model draws as it likes: no rows of somebody else's draws
+            return self._target().sample_prior(n)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) at (*S, B, dim) -> (*S, B), with a gradient in z alone: a learned prior learns by the ELBO."""

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..diagnostics import Verdict, limits
+from ..divided_batches import whole_size
 from ..recovery import DRAWS, Level, Recovery, are_finite, broken_adversary, changed_spread
 from ..rng import seeded
 from ..training import Trainer
@@ -94,7 +96,8 @@ class AmortisedRecovery(Recovery):
 
     def _unseen(self, guide: AmortisedAVBGuide, data: Minibatch) -> str | None:
         with seeded(0):
-            measured = entropy_excess(guide, data, draws=ENTROPY_DRAWS, most=MOST_ENTROPY_DRAWS, seen=ENTROPY_DATA)
+            excess = entropy_excess(guide, data, draws=ENTROPY_DRAWS, most=MOST_ENTROPY_DRAWS, seen=ENTROPY_DATA)
+        measured = distributed.agreed(excess)
         self._excess = None if measured is None else measured.value
         self._outrun = (
             measured is not None and self._was_sound() and not measured.value - limits.SIGMAS * measured.stderr < LOST
@@ -135,7 +138,8 @@ class AmortisedRun(Trainer):
     def unit(self) -> float:
         reader = self._amortised().reader
         assert reader is not None
-        return float(reader.frame(self.current, self.kwargs).full_size)
+        frame = reader.frame(self.current, self.kwargs)
+        return float(whole_size(self.batches, frame.size, frame.full_size))
 
     def _whereabouts(self) -> str:
         return f"epoch {self.batches.epoch}" if self.batches.epoch else f"step {int(self.guide.step_count)}"

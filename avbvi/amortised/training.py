@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import torch
 from torch import Tensor, nn
 
+from .. import distributed
 from ..adversarial import AdversaryTrainer
 from ..control import Factor
 from ..guides import AVBGuide
@@ -75,7 +78,8 @@ class AmortisedTrainer(AdversaryTrainer):
     ) -> None:
         z_q, z_r = draws
         finite = torch.isfinite(z_q).all() & torch.isfinite(z_r).all()
-        if self.skipped is None and not bool(finite):
+        skips = self.skipped is None and not bool(finite)
+        if skips and distributed.world_size() == 1:
             guide.skipped_steps += 1
             return
         adversary, contrast = guide.part("adversary"), guide.part("contrast")
@@ -85,6 +89,8 @@ class AmortisedTrainer(AdversaryTrainer):
             own = contrast.loss(z_q, context, guide.part("sampler"))
             if own is not None:
                 loss = loss + own
+            if skips:
+                loss = math.nan * loss  # the others have to be told, and skip the step too
         self._move(guide, torch.autograd.grad(loss, self.adam.parameters, allow_unused=True), factor, finite)
 
     def _averaged(self, guide: AVBGuide) -> dict[str, nn.Parameter]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..host_buffers import on_host
 from ..static_batches import StaticBatch
 from .arithmetic import RESULTS, StepArithmetic, why_not_straight
@@ -201,6 +202,8 @@ def execution_of(trainer: Trainer, capture: bool | None, every: int) -> Executio
         every: steps between looks at the device.
     """
     on_cuda = bool(trainer.guide.anchor.is_cuda)
+    if distributed.world_size() > 1:
+        return StepByStep(trainer, "the processes exchange gradients within each step")
     if capture is False or (capture is None and not on_cuda):
         return StepByStep(trainer)
     why = why_not_straight(trainer.elbo)
