@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import avbvi
-from avbvi import AdversarialELBO, AVBGuide, ConditionalSampler, InnerProductAdversary, ResidualAdversary, Schedule
+from avbvi import (
+    AdversarialELBO,
+    AVBGuide,
+    ConditionalSampler,
+    InnerProductAdversary,
+    ResidualAdversary,
+    Schedule,
+    placing,
+)
 from avbvi import elbo as elbo_module
 from avbvi import training as training_module
 from avbvi.amortised.runs import AmortisedRun
@@ -38,14 +46,17 @@ class Outcome:
 
 
 @contextmanager
-def briefly() -> Iterator[None]:
-    """Double precision, each step's loss kept, verdicts from few draws."""
+def briefly(traced: bool = False) -> Iterator[None]:
+    """Double precision, each step's loss kept, short searches and no verdict; a model is run anew unless ``traced``."""
     torch.set_default_dtype(torch.float64)
     # Modules that the caller makes differ between processes that are not seeded: the first one's are to count.
     pyro.set_rng_seed(7 + (torch.distributed.get_rank() if torch.distributed.is_initialized() else 0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_module, "RECORD_EVERY", 1)
         patch.setattr(elbo_module, "choose_stage", partial(choose_stage, n=500))
+        patch.setattr(placing, "FULL_EFFORT", placing.SMALL_EFFORT)
+        if not traced:
+            patch.setattr(training_module.Trainer, "_target_traced", lambda run: nullcontext())
         for run in (training_module.Trainer, AmortisedRun):
             patch.setattr(run, "_verdict", lambda run: Verdict("ok", [], {}))
         try:
@@ -148,9 +159,10 @@ def schools(
     model: Any = eight_schools.model,
     args: tuple[Any, ...] | None = None,
     hinted: bool = True,
+    traced: bool = False,
 ) -> Outcome:
     """Fit Eight Schools of the paper: with a trainable trunk both stages."""
-    with briefly():
+    with briefly(traced):
         guide = AVBGuide(
             model,
             trunk=None if make_trunk is None else make_trunk(),

@@ -77,9 +77,9 @@ def same(processes: Processes, fit: Callable[..., Outcome], *args: Any, **option
     "options",
     [
         {},
-        {"declared": False},  # the plate is no larger than the minibatch: the loss is a sum
-        {"batch_size": 7},  # and a last one of 5: parts of different sizes
-        {"sampled": True},
+        {"declared": False, "steps": 30},  # the plate is no larger than the minibatch: the loss is a sum
+        {"batch_size": 7, "steps": 30},  # and a last one of 5: parts of different sizes
+        {"sampled": True, "steps": 30},
         {"normalised": True, "steps": 20},
     ],
     ids=["divided", "sum", "unequal", "sampler", "moments"],
@@ -95,7 +95,7 @@ def test_vae(options: dict[str, Any], processes: Processes) -> None:
 
 
 def test_eight_schools_adversarial(processes: Processes) -> None:
-    same(processes, schools, avbvi.AffineTrunk)
+    same(processes, schools, avbvi.AffineTrunk, traced=True)
 
 
 def test_eight_schools_trunk_and_adversarial(processes: Processes) -> None:
@@ -108,7 +108,7 @@ def traced() -> AdversarialELBO:
 
 
 def test_any_pyro_elbo(processes: Processes) -> None:
-    same(processes, schools, avbvi.FlowTrunk, elbo=traced, contrast=GaussianContrast(full=True), steps=30)
+    same(processes, schools, avbvi.FlowTrunk, elbo=traced, contrast=GaussianContrast(full=True), steps=16)
 
 
 def test_draws_one_by_one(processes: Processes) -> None:
@@ -249,8 +249,9 @@ def broken(failure: Exception | None, outer: bool, elbo: Any = None) -> Outcome:
         nonlocal count
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         value = 0.0 * z.sum(-1)
-        # Outer steps have 20 of 40 draws in each process; adversary steps 12 of 24 and as many of the contrast.
-        if z.numel() == 3 * (20 if outer else 24):
+        # Outer steps have 21 of 42 draws in each process; two adversary steps at once each have 11 of 22 and as many of
+        # the contrast.
+        if z.numel() == 3 * (21 if outer else 44):
             count += 1
             if torch.distributed.get_rank() == 1 and count in (4, 5, 9):
                 if failure is not None:
@@ -258,8 +259,8 @@ def broken(failure: Exception | None, outer: bool, elbo: Any = None) -> Outcome:
                 value = value + math.nan
         pyro.factor("value", value)
 
-    inner = elbo(num_particles=40, vectorize_particles=True, max_plate_nesting=1)
-    made = partial(AdversarialELBO, inner, adversary_batch=24, pretrain_steps=1)
+    inner = elbo(num_particles=42, vectorize_particles=True, max_plate_nesting=1)
+    made = partial(AdversarialELBO, inner, adversary_batch=22, pretrain_steps=1)
     return schools(avbvi.AffineTrunk, model=model, args=(), steps=20, elbo=made, hinted=elbo is Trace_ELBO)
 
 
