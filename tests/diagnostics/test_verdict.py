@@ -11,8 +11,8 @@ from torch import Tensor
 from avbvi.diagnostics import StageComparison, Verdict, judge, mode_shares, stein_matrix
 from avbvi.estimates import Estimate
 from avbvi.guides import ADVERSARIAL, AVBGuide
-from avbvi.starts import LaplaceModes
 from avbvi.log_density import LogDensity
+from avbvi.starts import LaplaceModes
 from avbvi.targets import UnconstrainedTarget
 from avbvi.trunks import AffineTrunk, FlowTrunk
 from tests.diagnostics.known import LOC, LOG_Z, SCALE_TRIL, guide_at, log_density, set_sampler
