@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,8 @@ class AdversaryTrainer:
             part = [value[rows * i : rows * (i + 1)] for value in seen]
             gradients: Sequence[Tensor | None]
             if self.compiled is None:
-                gradients = torch.autograd.grad(adversary_loss(guide, *part), self.adam.parameters, allow_unused=True)
+                loss = adversary_loss(guide, *part)
+                gradients = torch.autograd.grad(loss, self.adam.parameters, allow_unused=True)
             else:
                 _, gradients = self.compiled.with_gradients(guide, adversary_loss, self.names, *part)
             self._move(guide, gradients, factor, finite)
@@ -163,9 +164,12 @@ class AdversaryTrainer:
         for name, p in averaged.items():
             if name not in self.average:
                 self.average[name] = p.detach().clone()
-        torch._foreach_lerp_(
-            [self.average[name] for name in averaged], list(averaged.values()), cast("Any", 1.0 - decay)
-        )
+        weight = 1.0 - decay
+        if not isinstance(weight, Tensor):
+            torch._foreach_lerp_([self.average[name] for name in averaged], list(averaged.values()), weight)
+            return
+        for name, p in averaged.items():  # all at once the weight would be read back
+            self.average[name].lerp_(p, weight.to(p))
 
     @torch.no_grad()
     def load_average(self, guide: AVBGuide) -> None:

@@ -213,7 +213,7 @@ class GaussianContrast(Contrast):
             covariance = torch.diag_embed(centred.square().sum(0) / (draws.shape[0] - 1))
         self.loc.lerp_(loc, 1.0 - momentum)
         self.covariance.lerp_(covariance, 1.0 - momentum)
-        ridge = self.covariance + self.jitter * torch.eye(self.loc.shape[0]).to(self.loc)
+        ridge = self.covariance + self.jitter * torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
         if self.full:
             factor, info = torch.linalg.cholesky_ex(ridge)
             # A batch of collapsed draws has no Cholesky factor: keep the last one, the next batch will do.

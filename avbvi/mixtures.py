@@ -10,7 +10,8 @@ from torch import Tensor
 
 def inverse_factors(scale_trils: Tensor) -> Tensor:
     """Inverses of lower-triangular factors (K, dim, dim)."""
-    identity = torch.eye(scale_trils.shape[-1]).to(scale_trils).expand_as(scale_trils)
+    dim, like = scale_trils.shape[-1], scale_trils
+    identity = torch.eye(dim, dtype=like.dtype, device=like.device).expand_as(like)
     return torch.linalg.solve_triangular(scale_trils, identity, upper=False)
 
 

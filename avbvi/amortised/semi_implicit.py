@@ -110,7 +110,7 @@ class SemiImplicitSampler(EncodingSampler):
         mean = f.mean(0)
         spread = (f - mean).transpose(0, 1) / math.sqrt(len(f) - 1)
         factor = self.head.factor(features)
-        inner = torch.eye(self.head.dim).to(f) + spread.mT @ spread
+        inner = torch.eye(self.head.dim, dtype=f.dtype, device=f.device) + spread.mT @ spread
         return self.head.carry(mean, features), factor @ inner @ factor.mT
 
     def log_prob(self, z: Tensor, context: Tensor, draws: int = 1000) -> Tensor:

@@ -6,6 +6,7 @@ import functools
 import math
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -192,22 +193,28 @@ def test_replayed_steps_make_the_same_run(name: str, monkeypatch: pytest.MonkeyP
     assert backends[0].captures == KINDS[name]
 
 
-def faulty(fails: Callable[[int], bool]) -> dict[str, Any]:
-    """A fit whose log-density is NaN in the steps whose numbers (from 1) are told."""
+def faulty(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> None:
+    """Enter a fit whose log-density is NaN in the steps whose numbers (from 1) are told."""
+    factor, plan = torch.ones(()), AdversarialELBO.plan
 
-    def log_prob(z: Tensor) -> Tensor:
-        value = -0.5 * z.square().sum(-1)
-        return value * math.nan if fails(int(guide.step_count)) else value
+    def planned(self: AdversarialELBO, guide: AVBGuide) -> Any:
+        factor.fill_(math.nan if fails(int(guide.step_count) + 1) else 1.0)
+        return plan(self, guide)
 
-    model = avbvi.LogDensity(log_prob, (2,))
-    guide = small(model, AffineTrunk(), contrast=GaussianContrast(full=True))
-    guide.setup().started.fill_(True)
-    return {"args": (model,), "guide": guide, "elbo": AdversarialELBO(**SHARED)}
+    def make() -> dict[str, Any]:
+        factor.fill_(1.0)
+        model = avbvi.LogDensity(lambda z: -0.5 * z.square().sum(-1) * factor, (2,))
+        guide = small(model, AffineTrunk(), contrast=GaussianContrast(full=True))
+        return {"args": (model,), "guide": guide, "elbo": AdversarialELBO(**SHARED)}
+
+    monkeypatch.setattr(Trainer, "_target_traced", lambda self: nullcontext())  # the density changes
+    monkeypatch.setattr(AdversarialELBO, "plan", planned)
+    monkeypatch.setitem(RUNS, "faulty", make)
 
 
 def test_skipped_steps_are_counted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in ten steps of 60: neither way moves anything in them."""
-    monkeypatch.setitem(RUNS, "faulty", lambda: faulty(lambda step: 23 <= step < 33))
+    faulty(monkeypatch, lambda step: 23 <= step < 33)
     expected, found = (fitted("faulty", capture=capture, steps=60) for capture in (False, True))
     assert expected[0].skipped_steps == 10
     assert_same_run(found, expected)
@@ -215,7 +222,7 @@ def test_skipped_steps_are_counted_alike(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_run_that_breaks_down_goes_back_to_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """The look after 50 steps, most of them skipped, rolls back; steps to come have half the rate."""
-    monkeypatch.setitem(RUNS, "faulty", lambda: faulty(lambda step: 10 <= step < 45))
+    faulty(monkeypatch, lambda step: 10 <= step < 45)
     expected, found = (fitted("faulty", capture=capture, steps=60) for capture in (False, True))
     assert expected[0].rollbacks == 1
     assert_same_run(found, expected)
