@@ -38,6 +38,7 @@ def interleaved(
     repeats: int,
     seconds: float = 0.1,
     warm_up: int = 5,
+    counts: Mapping[str, int] | None = None,
     wait: Call = lambda: None,
 ) -> dict[str, Times]:
     """Time callables in turn.
@@ -47,6 +48,7 @@ def interleaved(
         repeats: repetitions of each.
         seconds: that a repetition is to take about, of as many calls as that needs.
         warm_up: calls of each before.
+        counts: how many of what is timed a call does, where that is not one.
         wait: what has to be called for all work to be done (a GPU's synchronisation).
     """
     for call in calls.values():
@@ -58,8 +60,9 @@ def interleaved(
     for _ in range(repeats):
         for name, call in calls.items():
             wall, cpu = _timed(call, number[name], wait)
-            times[name].wall.append(wall)
-            times[name].cpu.append(cpu)
+            count = (counts or {}).get(name, 1)
+            times[name].wall.append(wall / count)
+            times[name].cpu.append(cpu / count)
     return times
 
 

@@ -37,6 +37,9 @@ from benchmarks.steps import EXECUTIONS, TRUNKS, Step, bare_step, fit_step, refe
 NAME = "speed"
 REFERENCE = "reference_step"
 SVI, BARE = "svi", "bare"
+UNCAPTURED, CAPTURED = "uncaptured", "captured"
+#: Executions whose work is that of another.
+TWINS = {CAPTURED: UNCAPTURED, "compiled": "traced"}
 BATCHES = (100, 512)
 REPEATS, QUICK_REPEATS = 25, 3
 SECONDS, QUICK_SECONDS = 0.15, 0.0
@@ -130,6 +133,7 @@ def measured(timing: Timing, threads: int, device_name: str, quick: bool) -> lis
     steps = timing.steps(device)
     times = interleaved(
         {name: step.run for name, step in steps.items()},
+        counts={name: step.count for name, step in steps.items()},
         repeats=QUICK_REPEATS if quick else REPEATS,
         seconds=QUICK_SECONDS if quick else SECONDS,
         warm_up=2 if quick else 10,
@@ -152,11 +156,13 @@ def measured(timing: Timing, threads: int, device_name: str, quick: bool) -> lis
             "peak_bytes": peak_bytes(step, device),
         }
         if execution is None or execution.is_eager:
-            row |= work_figures(work_of(step.run), row["step_seconds"], device, quick)
+            row |= work_figures(work_of(step.run, step.count), row["step_seconds"], device, quick)
             run = partial(_and_wait, step.run, wait) if cuda else step.run
-            found = split(run, step.marks, blocks=1 if quick else 5, steps=1 if quick else 5, clock=clock, cuda=cuda)
-            row |= split_figures(found, row["step_seconds"])
+            few = 1 if quick or step.count > 1 else 5
+            found = split(run, step.marks, blocks=1 if quick else 5, steps=few, clock=clock, cuda=cuda)
+            row |= split_figures(found, row["step_seconds"], step.count)
         rows.append(row)
+    copy_bounds(rows)
     spent = time.monotonic() - began
     matmul = record.matmul_seconds(device=device)
     return [{**row, "seconds": spent, "matmul_seconds": matmul} for row in rows]
@@ -183,14 +189,18 @@ def time_figures(times: Times) -> Row:
 
 
 def ratio_figures(name: str, times: dict[str, Times]) -> Row:
-    """How many times as fast as the yardstick; for SVI what it takes more than the bare step."""
+    """How many times as fast as the baseline; for SVI what it takes more than the bare step.
+
+    The baseline of captured steps are the same uncaptured, of all others the yardstick.
+    """
     figures: Row = {}
-    if name in EXECUTIONS and REFERENCE in times:
-        mine, yardstick = times[name], times[REFERENCE]
+    baseline = UNCAPTURED if name == CAPTURED else REFERENCE
+    if name in EXECUTIONS and baseline in times:
+        mine, yardstick = times[name], times[baseline]
         figures = {
             "ratio": paired_ratio(yardstick.wall, mine.wall),
             "cpu_ratio": paired_ratio(yardstick.cpu, mine.cpu),
-            "baseline": REFERENCE,
+            "baseline": baseline,
         }
     if name == SVI and BARE in times:
         low, middle, high = paired_difference(times[SVI].wall, times[BARE].wall)
@@ -224,10 +234,19 @@ def work_figures(work: Work, seconds: float, device: torch.device, quick: bool) 
     }
 
 
-def split_figures(found: Split, seconds: float) -> Row:
+def copy_bounds(rows: list[Row]) -> None:
+    """Give steps that can't be counted call by call the bound of the same ones run as they are."""
+    found = {row["method"]: row for row in rows}
+    for name, other in TWINS.items():
+        if name in found and other in found:
+            bounds = {k: v for k, v in found[other].items() if k.startswith(("bound_seconds", "flops", "gflops"))}
+            found[name] |= bounds | {"bound_ratio": found[name]["step_seconds"] / bounds["bound_seconds"]}
+
+
+def split_figures(found: Split, seconds: float, count: int = 1) -> Row:
     """The parts' seconds, in proportion to the step's as it was timed; they add up to it."""
     scale = seconds / found.total
-    return {name: scale * value for name, value in found.figures().items()} | {"profiled_events": found.events}
+    return {name: scale * value for name, value in found.figures().items()} | {"profiled_events": found.events // count}
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:

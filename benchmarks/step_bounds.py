@@ -84,11 +84,24 @@ class _Count(TorchDispatchMode):
         return out
 
 
-def work_of(step: Callable[[], object]) -> Work:
-    """Count the work of one call of ``step``, which must run eagerly."""
-    with _Count() as count:
+def work_of(step: Callable[[], object], count: int = 1) -> Work:
+    """Count the work of a call of ``step``, which must run eagerly, or of one of ``count`` equal steps that it takes.
+
+    Raises:
+        ValueError: ``count`` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"count must be positive, found {count}")
+    with _Count() as counter:
         step()
-    return count.work
+    work = counter.work
+    return Work(
+        work.flops // count,
+        work.kernels // count,
+        work.bytes // count,
+        work.other_bytes // count,
+        Counter({product: -(-n // count) for product, n in work.products.items()}),
+    )
 
 
 @dataclass(frozen=True)

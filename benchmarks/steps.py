@@ -20,9 +20,12 @@ from torch import Tensor
 import avbvi
 from avbvi.adversarial import WARM_UP_STEPS
 from avbvi.amortised.runs import AmortisedRun
+from avbvi.capture.graphs import Backend, CudaBackend
+from avbvi.capture.running import Straight
+from avbvi.compiled_step import CompiledStep, compiler
 from avbvi.direct import negative_elbo
 from avbvi.rng import seeded
-from avbvi.training import Trainer
+from avbvi.training import RECORD_EVERY, Trainer
 from benchmarks import mnist, step_marks
 from benchmarks.reference_step import ReferenceStep
 from benchmarks.step_problems import StepProblem
@@ -57,13 +60,15 @@ class Step:
     """A step to be timed.
 
     Args:
-        run: one step.
+        run: one step, or ``count`` of them.
         marks: the functions of its parts.
+        count: steps that ``run`` takes.
         context: what it runs in, entered; it lasts as long as the step.
     """
 
     run: Callable[[], object]
     marks: Marks
+    count: int = 1
     context: ExitStack = field(default_factory=ExitStack)
 
 
@@ -76,6 +81,7 @@ class Execution:
         label: as it reads in tables.
         missing: device -> what is lacking to run it there; None if nothing is.
         context: gives the context in which a trainer's steps are of this kind, as its loop enters it.
+        straight: (device) -> how steps that read nothing back are captured; None where they are taken one by one.
         amortised: whether it is for amortised guides too, whose models learn.
         is_eager: whether the work of a step can be counted call by call, and split.
     """
@@ -83,13 +89,24 @@ class Execution:
     name: str
     label: str
     missing: Callable[[torch.device], str | None]
-    context: Callable[[Trainer], AbstractContextManager[Any]] = lambda trainer: nullcontext()
+    context: Callable[[Trainer], AbstractContextManager[Any]]
+    straight: Callable[[torch.device], Backend | None] | None = None
     amortised: bool = True
     is_eager: bool = True
 
 
 def _nothing(device: torch.device) -> str | None:
     return None
+
+
+def _no_compiler(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return "it is for the CPU; on CUDA the whole step is captured"
+    return None if compiler() else "torch.compile needs a C++ compiler"
+
+
+def _no_graphs(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else "there is no CUDA graph without a CUDA device"
 
 
 def _as_it_is(trainer: Trainer) -> AbstractContextManager[Any]:
@@ -101,11 +118,20 @@ def _record_target(trainer: Trainer) -> AbstractContextManager[Any]:
     return trainer._target_traced()
 
 
+def _compile(trainer: Trainer) -> AbstractContextManager[Any]:
+    """The same, and the step's pieces compiled."""
+    trainer.elbo.compiled = CompiledStep(trainer.guide)
+    return trainer._target_traced()
+
+
 EXECUTIONS: dict[str, Execution] = {
     execution.name: execution
     for execution in (
         Execution("eager", "the model run at every step", _nothing, _as_it_is),
-        Execution("traced", "the model's log-density recorded once", _nothing, _record_target, amortised=False),
+        Execution("traced", "log-density recorded once", _nothing, _record_target, amortised=False),
+        Execution("compiled", "pieces compiled", _no_compiler, _compile, amortised=False, is_eager=False),
+        Execution("uncaptured", "nothing read back", _no_graphs, _record_target, lambda device: None),
+        Execution("captured", "CUDA graph", _no_graphs, _record_target, CudaBackend, is_eager=False),
     )
 }
 
@@ -142,7 +168,14 @@ def _fitted_step(trainer: Trainer, execution: Execution, device: torch.device) -
     _begun(trainer)
     context = ExitStack()
     context.enter_context(execution.context(trainer))
-    return Step(partial(_quietly, trainer.step, partial(_default, device)), step_marks.AVBVI, context)
+    where = partial(_default, device)
+    if execution.straight is None:
+        return Step(partial(_quietly, trainer.step, where), step_marks.AVBVI, context=context)
+    some = Straight(trainer, RECORD_EVERY, execution.straight(device))
+    context.callback(some.close)
+    run = partial(_quietly, lambda: list(some.advance()), where)
+    run()  # the first look comes after fewer steps
+    return Step(run, step_marks.AVBVI, RECORD_EVERY, context)
 
 
 def fit_step(problem: StepProblem, stage: str, execution: Execution, device: torch.device) -> Step:

@@ -50,6 +50,14 @@ def test_bytes_of_products_are_apart() -> None:
     assert work.bytes == work.other_bytes + 4 * (24 + 48 + 32)
 
 
+def test_work_of_several_steps_in_one_call() -> None:
+    a, b = torch.randn(4, 6), torch.randn(6, 8)
+    one = work_of(lambda: a @ b)
+    assert work_of(lambda: [a @ b for _ in range(5)], 5) == one
+    with pytest.raises(ValueError, match="count must be positive"):
+        work_of(lambda: None, 0)
+
+
 def test_a_batch_of_products() -> None:
     a, b = torch.randn(3, 4, 6), torch.randn(3, 6, 8)
     work = work_of(lambda: torch.baddbmm(torch.zeros(3, 4, 8), a, b))
