@@ -1,0 +1,42 @@
+"""The code of docs/data.md runs, block after block, in an empty folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import avbvi
+from avbvi.tensor_loader import TensorLoader
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmWarning")
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    names: dict[str, object] = {}
+    kept = []
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+        kept.append(names["posterior"])
+    assert len({id(posterior) for posterior in kept}) == 3
+    for posterior in kept:
+        assert isinstance(posterior, avbvi.AmortisedPosterior)
+        assert posterior.run.steps == 20
+    assert " ± " in capsys.readouterr().out
+    x = names["x"]
+    np.testing.assert_array_equal(np.load("large.npy"), np.tile(x, (5, 1)))  # type: ignore[call-overload]
+
+
+def test_it_names_what_there_is() -> None:
+    text = PAGE.read_text("utf-8")
+    for name in set(re.findall(r"`(\w+)[`(]", text)):
+        if name.endswith(("Loader", "Sampler", "Dataset")) and name[0].isupper():
+            known = hasattr(avbvi, name) or name in ("DataLoader", "IterableDataset", "StatefulDataLoader")
+            assert known or name in ("Dataset", "RandomSampler"), name
+    assert issubclass(TensorLoader, avbvi.TensorLoader)
