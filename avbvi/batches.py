@@ -231,15 +231,15 @@ def reference_batch(loader: DataLoader[Any], device: torch.device | None = None)
     """
     generators = _own_generators(loader)
     states = [g.get_state() for g in generators]
-    keeper = _stateful(loader)
-    state = None if keeper is None or keeper is loader else keeper.state_dict()
+    data = _stateful_data(loader)
+    state = None if data is None else data.state_dict()
     with seeded(0), torch.device("cpu"):
         for generator in generators:
             generator.manual_seed(0)
         batch = _first(iter(loader))
     _set_states(generators, states)
-    if state is not None:
-        keeper.load_state_dict(state)
+    if data is not None:
+        data.load_state_dict(state)
     return _arguments(batch, device)
 
 
@@ -284,8 +284,11 @@ def _first(iterator: Iterator[Any]) -> Any:
 
 def _stateful(loader: DataLoader[Any]) -> Any:
     """What tells where a pass stands: the loader, or its data set if it is iterated in this process; or None."""
-    if _has_state(loader):
-        return loader
+    return loader if _has_state(loader) else _stateful_data(loader)
+
+
+def _stateful_data(loader: DataLoader[Any]) -> Any:
+    """The data set, if it is iterated in this process and tells where it stands; or None."""
     data = loader.dataset
     return data if isinstance(data, IterableDataset) and not loader.num_workers and _has_state(data) else None
 

@@ -192,8 +192,18 @@ def test_a_state_saves_a_resumed_run_what_was_used(kind: type[DataLoader[Any]], 
     assert resumed.loader.dataset.taken == taken + 2  # type: ignore[attr-defined]
 
 
-def test_the_reference_batch_is_not_taken_from_the_run() -> None:
-    first = LoaderBatches(DataLoader(Resumable(), batch_size=2)).next()[0]
+class Continuing(Resumable):
+    """A pass goes on where the last one was left, even if that was half-way."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self._goes_on = True
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("data", [Resumable, Continuing])
+@pytest.mark.parametrize("kind", [DataLoader, StatefulLoader])
+def test_the_reference_batch_is_not_taken_from_the_run(kind: type[DataLoader[Any]], data: type[Resumable]) -> None:
+    first = LoaderBatches(kind(data(), batch_size=2)).next()[0]
     assert first[:, 0].tolist() == [1.0, 2.0]
 
 
