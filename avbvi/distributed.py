@@ -73,6 +73,13 @@ def init(backend: str | None = None, *, minutes: float = 30.0) -> torch.device:
     return torch.device("cpu")
 
 
+def close() -> None:
+    """Leave the group, if this process belongs to one, when all others are as far; at the end of a script."""
+    if is_initialised():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def _choose_gpu(gpus: int) -> None:
     if "LOCAL_RANK" not in os.environ:
         return

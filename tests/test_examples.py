@@ -12,11 +12,11 @@ from matplotlib.image import imread
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def run(script: str, *options: str, folder: Path) -> str:
+def run(script: str, *options: str, folder: Path, launcher: tuple[str, ...] = ()) -> str:
     """Run an example in an empty folder; returns what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "examples" / script), *options],
+        [sys.executable, *launcher, str(REPOSITORY / "examples" / script), *options],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -110,3 +110,17 @@ def test_relatives_digits(tmp_path: Path) -> None:
         evidence, score = (part.split("±")[0].split()[-1] for part in line.split(", inception score "))
         assert -64.0 < float(evidence) < -20.0  # better than coins, worse than trained
         assert 1.0 < float(score) < 7.0  # unseen digits have 7.4
+
+
+@pytest.mark.slow
+def test_distributed_vae_alone_and_by_two_processes(tmp_path: Path) -> None:
+    options = ("--steps", "15", "--batch-size", "32", "--checkpoint", "run.pt")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    printed = []
+    for launcher, name in (((), "one"), (torchrun, "two")):
+        (tmp_path / name).mkdir()
+        printed.append(run("distributed_vae.py", *options, folder=tmp_path / name, launcher=launcher))
+        assert {file.name for file in (tmp_path / name).iterdir()} == {"run.pt", "distributed_vae.pt"}
+    one, two = ([line for line in text.splitlines() if "ELBO" in line] for text in printed)
+    assert one == two  # to the digits printed
+    assert ["processes: 1" in printed[0], "processes: 2" in printed[1]] == [True, True]
