@@ -18,6 +18,7 @@ from .control import is_one
 from .tracing import ModuleGraph, TracingError
 
 if TYPE_CHECKING:
+    from .elbo import AdversarialELBO
     from .guides import AVBGuide
 
 logger = logging.getLogger("avbvi")
@@ -28,6 +29,18 @@ def compiler() -> str | None:
     names = (os.environ.get("CXX"), "g++", "clang++", sysconfig.get_config_var("CXX"))
     found = (shutil.which(name.split()[0]) for name in names if name)
     return next((path for path in found if path), None)
+
+
+def why_not_compiled(elbo: AdversarialELBO, guide: AVBGuide) -> str | None:
+    """Why steps of a guide can't be compiled, in words; ``None`` if nothing is known to speak against it."""
+    # The loss builds on this module.
+    from .direct import is_direct
+
+    if guide.is_amortised or not is_direct(elbo.elbo, guide):
+        return "only steps of one guide, not amortised, of a model without parameters and Trace_ELBO are compiled"
+    if compiler() is None:
+        return "there is no C++ compiler (g++ or clang++), which torch.compile needs"
+    return None
 
 
 class CompiledStep:
@@ -59,6 +72,10 @@ class CompiledStep:
         before, place = len(self._stages), _whereabouts(guide)
         self._stages.add(place)
         return len(self._stages) > before
+
+    def describe(self) -> str:
+        """What came of it, in words."""
+        return f"{len(self._graphs)} graphs compiled" if self.reason is None else f"not compiled, since {self.reason}"
 
     def run(self, guide: AVBGuide, piece: Callable[..., Any], *tensors: Tensor, **numbers: int) -> Any:
         """The piece's value without gradient: ``piece(guide, *tensors, **numbers)``."""

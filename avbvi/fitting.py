@@ -60,6 +60,7 @@ def fit(
     epochs: int | None = None,
     stopping: Stopping | None = None,
     capture: bool | None = None,
+    compile: bool = False,
 ) -> Posterior:
     """Fit a model's posterior and judge the result.
 
@@ -93,6 +94,9 @@ def fit(
         capture: whether steps read nothing back and are captured as CUDA graphs, with a look at their losses every ten
             steps; by default on CUDA only. ``run.execution`` tells how they were taken. On a CPU ``True`` runs the same
             arithmetic without graphs.
+        compile: let ``torch.compile`` fuse the arithmetic of steps on a CPU, which costs about half a minute at the
+            start of each stage, less when it was compiled before, and pays for runs of some minutes. Where it can't be
+            done, ``run.execution`` tells why.
 
     Returns:
         The posterior, with its verdict.
@@ -123,6 +127,10 @@ def fit(
     flag("progress", progress)
     if capture is not None:
         flag("capture", capture)
+    if flag("compile", compile) and capture:
+        raise ValueError(
+            "compile fuses steps that are taken one by one, capture takes them otherwise; give one of them"
+        )
     if guide is not None:
         instance("guide", guide, AVBGuide, "an AVBGuide")
     if elbo is not None:
@@ -153,7 +161,7 @@ def fit(
         kind = AmortisedRun if amortised else Trainer
         guide, elbo = guide or AVBGuide(model), elbo or AdversarialELBO()
         trainer = kind(model, args, kwargs, guide, elbo, lr, model_lr=model_lr, device=device)
-        trainer.run.seed, trainer.capture = seed, capture
+        trainer.run.seed, trainer.capture, trainer.compiles = seed, capture, compile
         if stopping is not None:
             assert steps is not None
             trainer.open_ended = OpenEnded(

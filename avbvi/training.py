@@ -76,6 +76,8 @@ class Trainer:
         self._share = 1.0
         #: Whether steps read nothing back and are captured (:func:`~avbvi.capture.running.execution_of`).
         self.capture: bool | None = None
+        #: Whether the arithmetic of steps that are taken one by one is compiled.
+        self.compiles = False
         self.execution: Execution = StepByStep(self)
 
     def train(
@@ -101,7 +103,7 @@ class Trainer:
                 self._target_traced(),
                 tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
-                self.execution = execution_of(self, self.capture, RECORD_EVERY)
+                self.execution = execution_of(self, self.capture, self.compiles, RECORD_EVERY)
                 self._loop(started, bar, checkpoint)
                 bar.set_postfix_str("comparing the stages")
                 self._finish()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from ..compiled_step import CompiledStep, why_not_compiled
 from ..host_buffers import on_host
 from ..static_batches import StaticBatch
 from .arithmetic import RESULTS, StepArithmetic, why_not_straight
@@ -43,20 +44,28 @@ class Execution(Protocol):
 
 
 class StepByStep:
-    """Each step is :meth:`~avbvi.training.Trainer.step`, and its loss is known before the next begins."""
+    """Each step is :meth:`~avbvi.training.Trainer.step`, and its loss is known before the next begins.
 
-    def __init__(self, trainer: Trainer, why: str | None = None) -> None:
-        self._trainer, self._why = trainer, why
+    Args:
+        trainer: the run.
+        why: why steps are taken so and no other way, in words.
+        compiled: runs the steps' arithmetic from compiled graphs.
+    """
+
+    def __init__(self, trainer: Trainer, why: str | None = None, compiled: CompiledStep | None = None) -> None:
+        self._trainer, self._why, self._compiled = trainer, why, compiled
+        trainer.elbo.compiled = compiled
 
     def advance(self) -> Iterator[tuple[int, float]]:
         loss = self._trainer.step() / self._trainer.unit()
         yield int(self._trainer.guide.step_count), loss
 
     def describe(self) -> str:
-        return "step by step" if self._why is None else f"step by step: {self._why}"
+        how = "step by step" if self._compiled is None else f"step by step, {self._compiled.describe()}"
+        return how if self._why is None else f"{how}: {self._why}"
 
     def close(self) -> None:
-        pass
+        self._trainer.elbo.compiled = None
 
 
 class Straight:
@@ -193,19 +202,25 @@ class Straight:
         self._trainer.elbo._trainers.unmask(self._trainer.guide)
 
 
-def execution_of(trainer: Trainer, capture: bool | None, every: int) -> Execution:
+def execution_of(trainer: Trainer, capture: bool | None, compiles: bool, every: int) -> Execution:
     """How a run is to take its steps.
 
     Args:
         trainer: the run, its guide set up.
         capture: whether steps read nothing back and are captured on CUDA; ``None`` does so on CUDA only.
+        compiles: whether the arithmetic of steps that are not is compiled.
         every: steps between looks at the device.
     """
     on_cuda = bool(trainer.guide.anchor.is_cuda)
     if distributed.world_size() > 1:
         return StepByStep(trainer, "the processes exchange gradients within each step")
     if capture is False or (capture is None and not on_cuda):
-        return StepByStep(trainer)
+        if not compiles:
+            return StepByStep(trainer)
+        why = why_not_compiled(trainer.elbo, trainer.guide)
+        if why is not None:
+            _log.info("steps are not compiled: %s", why)
+        return StepByStep(trainer, why, None if why is not None else CompiledStep(trainer.guide))
     why = why_not_straight(trainer.elbo)
     if why is not None:
         _log.info("steps are taken one by one: %s", why)
