@@ -28,7 +28,11 @@ from .integrity import damage
 from .interrupts import Interrupt
 from .model_state import claim_parameters, model_buffers, put_to_rest
 from .posterior import Posterior, guide_elbo
+<<<<<<< HEAD
 from .prefetch import batches_of
+=======
+from .precision import Precision, networks_of
+>>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
 from .recovery import Recovery
 from .rng import rng_untouched, seeded
 from .run_checkpoints import resume_run, save_run
@@ -79,6 +83,7 @@ class Trainer:
         #: Whether the arithmetic of steps that are taken one by one is compiled.
         self.compiles = False
         self.execution: Execution = StepByStep(self)
+        self.precision = Precision()
 
     def train(
         self,
@@ -103,8 +108,14 @@ class Trainer:
                 self._target_traced(),
                 tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
+<<<<<<< HEAD
                 self.execution = execution_of(self, self.capture, self.compiles, RECORD_EVERY)
                 self._loop(started, bar, checkpoint)
+=======
+                self.execution = execution_of(self, self.capture, RECORD_EVERY)
+                with self.precision.applied(networks_of(self.guide, self.model), self.guide.anchor):
+                    self._loop(started, bar, checkpoint)
+>>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
                 bar.set_postfix_str("comparing the stages")
                 self._finish()
         except FitFailed as error:
@@ -127,6 +138,8 @@ class Trainer:
             "elbo": self.elbo.settings(),
             "batches": self.batches.settings(),
         }
+        if self.precision != Precision():
+            self.fingerprint["precision"] = self.precision.settings()
         if self.open_ended is not None:
             self.fingerprint["stopping"] = self.open_ended.rule.settings()
         claim_parameters(self.model, self.args, self.kwargs)
