@@ -61,11 +61,8 @@ def fit(
     epochs: int | None = None,
     stopping: Stopping | None = None,
     capture: bool | None = None,
-<<<<<<< HEAD
     compile: bool = False,
-=======
     precision: Precision | None = None,
->>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
 ) -> Posterior:
     """Fit a model's posterior and judge the result.
 
@@ -99,13 +96,10 @@ def fit(
         capture: whether steps read nothing back and are captured as CUDA graphs, with a look at their losses every ten
             steps; by default on CUDA only. ``run.execution`` tells how they were taken. On a CPU ``True`` runs the same
             arithmetic without graphs.
-<<<<<<< HEAD
         compile: let ``torch.compile`` fuse the arithmetic of steps on a CPU, which costs about half a minute at the
             start of each stage, less when it was compiled before, and pays for runs of some minutes. Where it can't be
             done, ``run.execution`` tells why.
-=======
         precision: of the networks' matrix products, lower than that of the parameters.
->>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
 
     Returns:
         The posterior, with its verdict.
@@ -136,15 +130,12 @@ def fit(
     flag("progress", progress)
     if capture is not None:
         flag("capture", capture)
-<<<<<<< HEAD
     if flag("compile", compile) and capture:
         raise ValueError(
             "compile fuses steps that are taken one by one, capture takes them otherwise; give one of them"
         )
-=======
     if precision is not None:
         instance("precision", precision, Precision, "a Precision")
->>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
     if guide is not None:
         instance("guide", guide, AVBGuide, "an AVBGuide")
     if elbo is not None:
@@ -175,11 +166,8 @@ def fit(
         kind = AmortisedRun if amortised else Trainer
         guide, elbo = guide or AVBGuide(model), elbo or AdversarialELBO()
         trainer = kind(model, args, kwargs, guide, elbo, lr, model_lr=model_lr, device=device)
-<<<<<<< HEAD
         trainer.run.seed, trainer.capture, trainer.compiles = seed, capture, compile
-=======
-        trainer.run.seed, trainer.capture, trainer.precision = seed, capture, precision or Precision()
->>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
+        trainer.precision = precision or Precision()
         if stopping is not None:
             assert steps is not None
             trainer.open_ended = OpenEnded(

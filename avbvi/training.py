@@ -28,11 +28,8 @@ from .integrity import damage
 from .interrupts import Interrupt
 from .model_state import claim_parameters, model_buffers, put_to_rest
 from .posterior import Posterior, guide_elbo
-<<<<<<< HEAD
-from .prefetch import batches_of
-=======
 from .precision import Precision, networks_of
->>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
+from .prefetch import batches_of
 from .recovery import Recovery
 from .rng import rng_untouched, seeded
 from .run_checkpoints import resume_run, save_run
@@ -108,14 +105,9 @@ class Trainer:
                 self._target_traced(),
                 tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
-<<<<<<< HEAD
                 self.execution = execution_of(self, self.capture, self.compiles, RECORD_EVERY)
-                self._loop(started, bar, checkpoint)
-=======
-                self.execution = execution_of(self, self.capture, RECORD_EVERY)
                 with self.precision.applied(networks_of(self.guide, self.model), self.guide.anchor):
                     self._loop(started, bar, checkpoint)
->>>>>>> 2abaf32 (Run networks in bfloat16 or TF32 where a fit asks for it, and densities in float32 all the same)
                 bar.set_postfix_str("comparing the stages")
                 self._finish()
         except FitFailed as error:
