@@ -338,7 +338,8 @@ class _Run:
         current = self.record.current
         if current is None:
             return
-        density = self.forward.path.density
+        path = self.forward.path
+        density = path.density if current["forward"]["done"] < self.forward.count else path.target
         _, log_joint = current["forward"]["state"][0], current["forward"]["state"][2]
         check_same_density(density, current["forward"]["state"][0].to(self.forward.state.z), log_joint, self.file.path)
         self.forward.restore(current["forward"])
@@ -385,7 +386,7 @@ class _Run:
         forward, _ = self._set_up(part, seeds)
         saved = self.record.done[part]
         check_same_density(
-            forward.path.density, saved["draws"].to(forward.state.z), saved["log_joint"], self.file.path
+            forward.path.target, saved["draws"].to(forward.state.z), saved["log_joint"], self.file.path
         )  # fmt: skip
 
     def _joined(self, name: str) -> Tensor:

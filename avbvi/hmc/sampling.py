@@ -345,11 +345,13 @@ def short_hmc(
     if not 0.0 < number("target_acceptance", target_acceptance) < 1.0:
         raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
     metric = DiagonalMetric(states.std(0).clamp_min(1e-12))
-    step_size = 0.5 * states.shape[1] ** -0.25
-    state, accepted = evaluate(_checked(log_prob), states), 0.0
+    state = evaluate(_checked(log_prob), states)
+    # On the device: nothing is read back before the end.
+    step_size = torch.full((), 0.5 * states.shape[1] ** -0.25, dtype=torch.float64, device=states.device)
+    accepted = torch.zeros_like(step_size)
     for i in range(steps):
         transition = hmc_step(log_prob, state, step_size=step_size, leapfrog_steps=leapfrog_steps, metric=metric)
-        state, accepted = transition.state, float(transition.probability.mean())
+        state, accepted = transition.state, transition.probability.mean()
         if i < steps // 2:
-            step_size *= math.exp(0.5 * (accepted - target_acceptance))
-    return Chains(state.z, accepted, step_size)
+            step_size = step_size * (0.5 * (accepted.double() - target_acceptance)).exp()
+    return Chains(state.z, float(accepted), float(step_size))

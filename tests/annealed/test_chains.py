@@ -119,6 +119,26 @@ def test_step_sizes_depend_on_no_chain_but_the_pilots():
 
 def test_few_data_have_more_pilots():
     assert [pilots_for(b) for b in (1, 8, 32, 1000)] == [32, 4, 1, 1]
+    assert [pilots_for(b, 100) for b in (1, 8, 32)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("first", "batch"), [(0, 70), (32, 38), (40, 10), (5, 1)])
+def test_step_sizes_are_learned_by_groups_of_data_with_neighbouring_numbers(first, batch):
+    from avbvi.annealed.chains import StepSizes
+    from avbvi.annealed.path import PathState
+
+    z = torch.zeros(1, batch, 2, dtype=torch.float64)
+    state = PathState(z, z[..., 0], z[..., 0], z, z)
+    steps = StepSizes(3, state, 0.6, first)
+    probability = torch.rand(1, batch, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before = steps.log_step.clone()
+    steps.learn(probability)
+    number = torch.arange(first, first + batch)
+    for i in range(batch):
+        group = probability[0, number // 32 == number[i] // 32]
+        gain = 0.6 * min(1.0, math.sqrt(len(group) / 32))
+        expected = gain * (group.mean() - 0.6) + 0.05 * (probability[0, i] - group.mean())
+        torch.testing.assert_close(steps.log_step[i] - before[i], expected)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -213,6 +213,36 @@ def test_parts_have_the_evidence_of_their_own_data():
     torch.testing.assert_close(cut.log_weights, result.log_weights, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("batch_size", [32, 50, 64, 70])
+def test_figures_do_not_depend_on_how_the_data_are_cut(batch_size):
+    density = LinearGaussian.simulated(75, 5, 2, noise=0.7)
+    options = {"start": gaussian_start(density), "temperatures": SigmoidTemperatures(10), "chains": 4,
+               "leapfrog_steps": 3, **PLAIN}  # fmt: skip
+    whole = annealed_importance_sampling(plated(density), density.x, **options)
+    cut = annealed_importance_sampling(plated(density), density.x, batch_size=batch_size, chains_at_once=3, **options)
+    # To the rounding of products of other shapes: noise and step sizes are the same.
+    torch.testing.assert_close(cut.log_weights, whole.log_weights, rtol=0.0, atol=1e-3)
+    torch.testing.assert_close(cut.draws, whole.draws, rtol=0.0, atol=1e-3)
+
+
+def test_part_of_the_data_alone_has_the_figures_of_all():
+    # As for processes that share the data among them.
+    density = LinearGaussian.simulated(80, 5, 2, noise=0.7)
+    options = {"start": gaussian_start(density), "temperatures": SigmoidTemperatures(10), "chains": 4,
+               "leapfrog_steps": 3, **PLAIN}  # fmt: skip
+    whole = annealed_importance_sampling(plated(density), density.x, **options)
+    parts = [
+        annealed_importance_sampling(plated(density), density.x[i:j], first_datum=i, **options)
+        for i, j in ((0, 32), (32, 80))
+    ]
+    torch.testing.assert_close(
+        torch.cat([part.log_weights for part in parts], 1), whole.log_weights, rtol=0.0, atol=1e-3
+    )
+    # By default other data in the same places have the same noise, so that the number of the first one matters.
+    alike = annealed_importance_sampling(plated(density), density.x[32:], **options)
+    assert not torch.allclose(alike.log_weights, parts[1].log_weights, atol=1e-2)
+
+
 # -- randomness -------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +410,8 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         ({"target_acceptance": 1.0}, ValueError, "target_acceptance must lie between"),
         ({"target_acceptance": "high"}, TypeError, "target_acceptance"),
         ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"chains_at_once": 0}, ValueError, "chains_at_once must be at least 1"),
+        ({"first_datum": -1}, ValueError, "first_datum"),
         ({"seed": -1}, ValueError, "seed"),
         ({"device": "abacus"}, ValueError, "device"),
         ({"progress": 1}, TypeError, "progress"),
