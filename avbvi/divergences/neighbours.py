@@ -127,6 +127,7 @@ def nearest(
     count: int,
     *,
     same: bool = False,
+    first: int = 0,
     tiles: Tiles | None = None,
     order: NDArray[Any] | None = None,
 ) -> Neighbours:
@@ -138,14 +139,15 @@ def nearest(
         queries: shape (n, d), float64.
         points: shape (m, d), float64, on the same device; m >= count, or m > count with `same`.
         count: how many.
-        same: queries and points are one sample, and a point is no neighbour of itself.
+        same: the queries are points, and a point is no neighbour of itself.
+        first: with `same`, which of the points the first query is; the others follow it.
         tiles: how much is compared at once by brute force, where no tree is used (see `by_tree`).
         order: an order of the queries in which each lies near the last, from an earlier search; it
             saves time in a tree and changes nothing else.
     """
     if queries.device.type == "cpu" and by_tree(queries.shape[1], len(points)):
-        return _by_tree(queries, points, count, order, same=same)
-    return by_blocks(queries, points, count, same=same, tiles=tiles)
+        return _by_tree(queries, points, count, order, same=same, first=first)
+    return by_blocks(queries, points, count, same=same, first=first, tiles=tiles)
 
 
 def by_tree(dim: int, size: int) -> bool:
@@ -154,13 +156,13 @@ def by_tree(dim: int, size: int) -> bool:
 
 
 def _by_tree(
-    queries: Tensor, points: Tensor, count: int, order: NDArray[Any] | None = None, *, same: bool
+    queries: Tensor, points: Tensor, count: int, order: NDArray[Any] | None = None, *, same: bool, first: int = 0
 ) -> Neighbours:
     # Nodes that are not shrunk to their points take less time to build and none more to search.
     tree = cKDTree(points.numpy(), compact_nodes=False, leafsize=16)
     ranks = list(range(1, count + 1 + same))
     # In the tree's own order a query finds the way of the last one in the cache.
-    order = tree.indices if same else order
+    order = tree.indices if same and len(queries) == len(points) else order
     if order is None:
         distance, index = tree.query(queries.numpy(), ranks, workers=torch.get_num_threads())
     else:
@@ -170,9 +172,9 @@ def _by_tree(
         return Neighbours(torch.from_numpy(distance), torch.from_numpy(index))
     found = Neighbours(torch.from_numpy(distance[:, 1:]), torch.from_numpy(index[:, 1:]), order)
     # A point's own distance 0 comes first, unless others repeat it.
-    misplaced = (index[:, 0] != np.arange(len(index))).nonzero()[0]
+    misplaced = (index[:, 0] != np.arange(first, first + len(index))).nonzero()[0]
     for row in misplaced:
-        others = index[row] != row
+        others = index[row] != first + row
         if others.all():  # the point itself was crowded out by its repeats
             others[-1] = False
         found.distance[row] = torch.from_numpy(distance[row][others])
@@ -180,7 +182,9 @@ def _by_tree(
     return found
 
 
-def by_blocks(queries: Tensor, points: Tensor, count: int, *, same: bool, tiles: Tiles | None = None) -> Neighbours:
+def by_blocks(
+    queries: Tensor, points: Tensor, count: int, *, same: bool, first: int = 0, tiles: Tiles | None = None
+) -> Neighbours:
     """Brute force in tiles; see `nearest`."""
     n, tiles = queries.shape[0], tiles or Tiles()
     # A common unit keeps squares from overflowing; a power of two rounds nothing.
@@ -193,7 +197,7 @@ def by_blocks(queries: Tensor, points: Tensor, count: int, *, same: bool, tiles:
         search, rest = Product(right, count, dtype, same=same, tiles=tiles, queries=len(rows)), []
         for begin in range(0, len(rows), search.plan.rows):
             part = rows[begin : begin + search.plan.rows]
-            distance[part], index[part], complete = search(left[part], part)
+            distance[part], index[part], complete = search(left[part], first + part)
             rest.append(part[~complete])
             if begin == 0 and dtype == torch.float32 and len(rest[0]) > (1.0 - WORTHWHILE) * len(part):
                 # Float64 takes twice as long, which costs less than to fail on all rows.
@@ -205,7 +209,7 @@ def by_blocks(queries: Tensor, points: Tensor, count: int, *, same: bool, tiles:
     # Points that are close together compared with the size of the whole sample.
     step = max(1, tiles.elements(queries.device) // (16 * queries.shape[1]))
     for part in rows.split(max(1, (tiles.rows or 64) // 8)):
-        distance[part], index[part] = _by_differences(left[part], right, part, count, step, same=same)
+        distance[part], index[part] = _by_differences(left[part], right, first + part, count, step, same=same)
     return Neighbours(distance * unit, index)
 
 

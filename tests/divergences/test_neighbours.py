@@ -170,6 +170,15 @@ def test_part_of_the_queries_finds_what_all_find() -> None:
     assert torch.equal(whole.index[170:311], part.index)
 
 
+@pytest.mark.parametrize("dim", [3, 12])
+def test_part_of_a_sample_finds_its_neighbours_in_all_of_it(dim: int) -> None:
+    x = draws(600, dim, 1)
+    x[200:205] = x[190]  # also among repeats
+    whole, part = nearest(x, x, 3, same=True), nearest(x[170:311], x, 3, same=True, first=170)
+    torch.testing.assert_close(whole.distance[170:311], part.distance, rtol=1e-12, atol=1e-12)
+    assert not (part.index == torch.arange(170, 311)[:, None]).any()
+
+
 class Largest(TorchDispatchMode):
     """Keeps the bytes of the largest tensor that is made while it is on."""
 
