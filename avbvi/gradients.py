@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -187,9 +188,24 @@ class StepGuard:
 def with_gradient(guide: Any) -> list[Tensor]:
     """All parameters that the outer step may have given a gradient: the guide's and those in Pyro's store."""
     unwrapped = poutine.unwrap(guide)
-    own = list(unwrapped.parameters()) if isinstance(unwrapped, nn.Module) else []
+    own = _parameters(unwrapped) if isinstance(unwrapped, nn.Module) else []
     stored = [p for _, p in pyro.get_param_store().named_parameters()]
     return [p for p in {id(p): p for p in (*own, *stored)}.values() if p.grad is not None]
+
+
+#: Parameters of guides that have been set up, with the parts that they were found in: a walk through all modules at
+#: every step costs as much as a layer of their networks.
+_walked: WeakKeyDictionary[nn.Module, tuple[list[nn.Module | None], list[nn.Parameter]]] = WeakKeyDictionary()
+
+
+def _parameters(guide: nn.Module) -> list[nn.Parameter]:
+    parts = list(guide._modules.values())
+    if getattr(guide, "prototype_trace", None) is None:
+        return list(guide.parameters())  # its parts have yet to be built
+    known = _walked.get(guide)
+    if known is None or len(known[0]) != len(parts) or any(a is not b for a, b in zip(known[0], parts, strict=True)):
+        known = _walked[guide] = parts, list(guide.parameters())
+    return known[1]
 
 
 def explain_non_finite(what: str) -> str:
