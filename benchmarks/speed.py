@@ -14,7 +14,6 @@ A run replaces the saved rows of its targets on its device and leaves the others
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.interleaved import Times, interleaved, paired_difference, paired_ratio
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.step_bounds import LARGE_COPY, Work, bandwidth, bound, product_rate, product_seconds, work_of
 from benchmarks.step_problems import EIGHT_SCHOOLS, REGRESSION, StepProblem
 from benchmarks.step_split import Split, split
@@ -154,6 +154,7 @@ def measured(timing: Timing, threads: int, device_name: str, quick: bool) -> lis
             **time_figures(times[name]),
             **ratio_figures(name, times),
             "peak_bytes": peak_bytes(step, device),
+            "execution": step.describe(),
         }
         if execution is None or execution.is_eager:
             row |= work_figures(work_of(step.run, step.count), row["step_seconds"], device, quick)
@@ -249,14 +250,13 @@ def split_figures(found: Split, seconds: float, count: int = 1) -> Row:
     return {name: scale * value for name, value in found.figures().items()} | {"profiled_events": found.events // count}
 
 
-def peak_bytes(step: Step, device: torch.device) -> int:
-    """The most memory that a step has used: of the GPU's, or of this process with all that it has loaded."""
-    if device.type != "cuda":
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    torch.cuda.reset_peak_memory_stats(device)
-    step.run()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device))
+def peak_bytes(step: Step, device: torch.device) -> int | None:
+    """The most memory that a step takes beyond what its networks and optimisers hold already."""
+    with PeakMemory(device) as peak:
+        step.run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return peak.bytes
 
 
 def others(settings: Settings, folder: Path) -> list[Row]:

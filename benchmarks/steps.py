@@ -20,9 +20,8 @@ from torch import Tensor
 import avbvi
 from avbvi.adversarial import WARM_UP_STEPS
 from avbvi.amortised.runs import AmortisedRun
-from avbvi.capture.graphs import Backend, CudaBackend
-from avbvi.capture.running import Straight
-from avbvi.compiled_step import CompiledStep, compiler
+from avbvi.capture import running
+from avbvi.compiled_step import compiler
 from avbvi.direct import negative_elbo
 from avbvi.rng import seeded
 from avbvi.training import RECORD_EVERY, Trainer
@@ -64,12 +63,14 @@ class Step:
         marks: the functions of its parts.
         count: steps that ``run`` takes.
         context: what it runs in, entered; it lasts as long as the step.
+        describe: says how steps were taken.
     """
 
     run: Callable[[], object]
     marks: Marks
     count: int = 1
     context: ExitStack = field(default_factory=ExitStack)
+    describe: Callable[[], str] = lambda: "step by step"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ class Execution:
         name: as it stands in the records' ``method``.
         label: as it reads in tables.
         missing: device -> what is lacking to run it there; None if nothing is.
-        context: gives the context in which a trainer's steps are of this kind, as its loop enters it.
-        straight: (device) -> how steps that read nothing back are captured; None where they are taken one by one.
+        taken: gives how a trainer takes its steps.
+        traced: whether the model's log-density is recorded once, as a fit does for its whole loop.
+        count: steps that are taken at a time.
         amortised: whether it is for amortised guides too, whose models learn.
         is_eager: whether the work of a step can be counted call by call, and split.
     """
@@ -89,8 +91,9 @@ class Execution:
     name: str
     label: str
     missing: Callable[[torch.device], str | None]
-    context: Callable[[Trainer], AbstractContextManager[Any]]
-    straight: Callable[[torch.device], Backend | None] | None = None
+    taken: Callable[[Trainer], running.Execution]
+    traced: bool = True
+    count: int = 1
     amortised: bool = True
     is_eager: bool = True
 
@@ -109,29 +112,26 @@ def _no_graphs(device: torch.device) -> str | None:
     return None if device.type == "cuda" else "there is no CUDA graph without a CUDA device"
 
 
-def _as_it_is(trainer: Trainer) -> AbstractContextManager[Any]:
-    return nullcontext()
+def _compiled(trainer: Trainer) -> running.Execution:
+    return running.execution_of(trainer, False, True, RECORD_EVERY)
 
 
-def _record_target(trainer: Trainer) -> AbstractContextManager[Any]:
-    """Have the model's log-density recorded, as a fit does for its whole loop."""
-    return trainer._target_traced()
+def _uncaptured(trainer: Trainer) -> running.Execution:
+    return running.Straight(trainer, RECORD_EVERY, None)
 
 
-def _compile(trainer: Trainer) -> AbstractContextManager[Any]:
-    """The same, and the step's pieces compiled."""
-    trainer.elbo.compiled = CompiledStep(trainer.guide)
-    return trainer._target_traced()
+def _captured(trainer: Trainer) -> running.Execution:
+    return running.execution_of(trainer, True, False, RECORD_EVERY)
 
 
 EXECUTIONS: dict[str, Execution] = {
     execution.name: execution
     for execution in (
-        Execution("eager", "the model run at every step", _nothing, _as_it_is),
-        Execution("traced", "log-density recorded once", _nothing, _record_target, amortised=False),
-        Execution("compiled", "pieces compiled", _no_compiler, _compile, amortised=False, is_eager=False),
-        Execution("uncaptured", "nothing read back", _no_graphs, _record_target, lambda device: None),
-        Execution("captured", "CUDA graph", _no_graphs, _record_target, CudaBackend, is_eager=False),
+        Execution("eager", "the model run at every step", _nothing, running.StepByStep, traced=False),
+        Execution("traced", "log-density recorded once", _nothing, running.StepByStep, amortised=False),
+        Execution("compiled", "pieces compiled", _no_compiler, _compiled, amortised=False, is_eager=False),
+        Execution("uncaptured", "nothing read back", _no_graphs, _uncaptured, count=RECORD_EVERY),
+        Execution("captured", "CUDA graph", _no_graphs, _captured, count=RECORD_EVERY, is_eager=False),
     )
 }
 
@@ -167,15 +167,13 @@ def _quietly(step: Callable[[], object], where: Callable[[], AbstractContextMana
 def _fitted_step(trainer: Trainer, execution: Execution, device: torch.device) -> Step:
     _begun(trainer)
     context = ExitStack()
-    context.enter_context(execution.context(trainer))
-    where = partial(_default, device)
-    if execution.straight is None:
-        return Step(partial(_quietly, trainer.step, where), step_marks.AVBVI, context=context)
-    some = Straight(trainer, RECORD_EVERY, execution.straight(device))
-    context.callback(some.close)
-    run = partial(_quietly, lambda: list(some.advance()), where)
-    run()  # the first look comes after fewer steps
-    return Step(run, step_marks.AVBVI, RECORD_EVERY, context)
+    if execution.traced:
+        context.enter_context(trainer._target_traced())
+    taken = execution.taken(trainer)
+    context.callback(taken.close)
+    run = partial(_quietly, lambda: list(taken.advance()), partial(_default, device))
+    run()  # where some are taken at a time, the first look comes after fewer
+    return Step(run, step_marks.AVBVI, execution.count, context, taken.describe)
 
 
 def fit_step(problem: StepProblem, stage: str, execution: Execution, device: torch.device) -> Step:
