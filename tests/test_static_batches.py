@@ -84,6 +84,18 @@ def test_strides_of_a_batch_do_not_matter() -> None:
     assert torch.equal(static.arguments[0], columns)
 
 
+def test_arguments_can_be_their_own_buffers() -> None:
+    x = torch.arange(6.0).reshape(2, 3).mT
+    static = StaticBatch((x, [x]), copy=False)
+    assert static.arguments[0] is x
+    assert static.arguments[1][0] is x
+    assert static.fill((x, [x]))
+    # Others are still copied there.
+    other = torch.ones(3, 2)
+    assert static.fill((other, [other]))
+    assert (x == 1.0).all()
+
+
 def test_later_changes_of_a_batch_are_not_seen() -> None:
     (x,) = source = (torch.ones(2, 2),)
     static = StaticBatch((torch.zeros(2, 2),))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from ..batches import FixedArguments
 from ..compiled_step import CompiledStep, why_not_compiled
 from ..host_buffers import on_host
 from ..static_batches import StaticBatch
@@ -155,11 +156,12 @@ class Straight:
             self._stage = stage
         number, batch = self._batch(args)
         key = (plan.shape(), number)
+        moves = not bool(guide.polishing)
+        if number is None:
+            return EagerTwin(self._function(plan, batch.arguments, moves=moves))
         if key not in self._steps:
-            moves = not bool(guide.polishing)
             step = self._function(plan, batch.arguments, moves=moves)
-            once = plan.begins or number >= MOST_SHAPES
-            backend = None if once else self._backend
+            backend = None if plan.begins else self._backend
             self._steps[key] = EagerTwin(step) if backend is None else CapturedStep(step, backend, on_host(guide))
         return self._steps[key]
 
@@ -171,12 +173,16 @@ class Straight:
 
         return step
 
-    def _batch(self, args: tuple[Any, ...]) -> tuple[int, StaticBatch]:
-        """The buffers that now hold these arguments, and their number."""
+    def _batch(self, args: tuple[Any, ...]) -> tuple[int | None, StaticBatch]:
+        """The buffers that now hold these arguments, and their number; ``None`` if they are not kept for others."""
         for number, batch in enumerate(self._batches):
             if batch.fill(args):
                 return number, batch
-        self._batches.append(StaticBatch(args, self._trainer.guide.anchor.device))
+        varies = not isinstance(self._trainer.batches, FixedArguments)
+        new = StaticBatch(args, self._trainer.guide.anchor.device, copy=varies)
+        if len(self._batches) >= MOST_SHAPES:
+            return None, new
+        self._batches.append(new)
         return len(self._batches) - 1, self._batches[-1]
 
     # -- what became of them ----------------------------------------------------------------------------------
@@ -221,10 +227,19 @@ def execution_of(trainer: Trainer, capture: bool | None, compiles: bool, every: 
         if why is not None:
             _log.info("steps are not compiled: %s", why)
         return StepByStep(trainer, why, None if why is not None else CompiledStep(trainer.guide))
-    why = why_not_straight(trainer.elbo)
+    why = why_not_straight(trainer.elbo) or _why_not_static(trainer.args)
     if why is not None:
         _log.info("steps are taken one by one: %s", why)
         return StepByStep(trainer, why)
     if not on_cuda:
         return Straight(trainer, every, None, "there is no CUDA graph without a CUDA device")
     return Straight(trainer, every, CudaBackend(trainer.guide.anchor.device))
+
+
+def _why_not_static(args: tuple[Any, ...]) -> str | None:
+    """Why arguments like these can't lie in static buffers; ``None`` if they can."""
+    try:
+        StaticBatch(args, copy=False)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
