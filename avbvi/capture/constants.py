@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+#: Tensors that are kept.
+MOST = 1024
 MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor})
 
 
@@ -34,10 +36,12 @@ class Constants(TorchFunctionMode):
         device = kwargs.get("device")
         where = torch.get_default_device() if device is None else torch.device(device)
         key = (func, plain, torch.get_default_dtype(), where, tuple(sorted(kwargs.items(), key=str)))
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = func(*args, **kwargs)
-        return known.clone()
+        if key not in self._known:
+            made = func(*args, **kwargs)
+            if len(self._known) >= MOST:  # no constants, then, but numbers that are others at every step
+                return made
+            self._known[key] = made
+        return self._known[key].clone()
 
 
 def _plain(value: Any) -> Any:
