@@ -30,6 +30,8 @@ MOST_SHAPES = 8
 #: Numbers of a plan, and the row in which a step leaves its results.
 NUMBERS = 6
 
+EXCHANGE = "the processes exchange gradients within each step"
+
 
 class Execution(Protocol):
     """How a run takes its steps."""
@@ -219,7 +221,8 @@ def execution_of(trainer: Trainer, capture: bool | None, compiles: bool, every: 
     """
     on_cuda = bool(trainer.guide.anchor.is_cuda)
     if distributed.world_size() > 1:
-        return StepByStep(trainer, "the processes exchange gradients within each step")
+        _log.info("steps are taken one by one: %s", EXCHANGE)
+        return StepByStep(trainer, EXCHANGE)
     if capture is False or (capture is None and not on_cuda):
         if not compiles:
             return StepByStep(trainer)

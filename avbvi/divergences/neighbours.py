@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from .. import distributed
+from ..division import divide
+
 __all__ = ["Neighbours", "Tiles", "nearest"]
 
 # Up to this dimension a k-d tree visits few of its leaves; above, matrix products win unless the points are so many
@@ -36,6 +39,9 @@ ROWS_CPU, ROWS_CUDA, LEAST_COLUMNS, WIDEST = 64, 2**12, 2**8, 2**14
 SLACK = 2
 # Share of the first tile's rows that has to be proved in float32, for the others to be tried.
 WORTHWHILE = 0.5
+
+# Pairs of queries and points from which on several processes share a search.
+WORTH_DIVIDING = 2**22
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,8 @@ def nearest(
 ) -> Neighbours:
     """The `count` nearest points of each query.
 
-    A query's result does not depend on the other queries: any part of them can be searched for by itself.
+    A query's result does not depend on the other queries: any part of them can be searched for by itself. So the
+    processes of :func:`avbvi.distributed.together`, which all have to ask, divide them among each other.
 
     Args:
         queries: shape (n, d), float64.
@@ -145,9 +152,21 @@ def nearest(
         order: an order of the queries in which each lies near the last, from an earlier search; it
             saves time in a tree and changes nothing else.
     """
+    if distributed.world_size() > 1 and len(queries) * len(points) >= WORTH_DIVIDING:
+        return _by_processes(queries, points, count, same=same, first=first, tiles=tiles)
     if queries.device.type == "cpu" and by_tree(queries.shape[1], len(points)):
         return _by_tree(queries, points, count, order, same=same, first=first)
     return by_blocks(queries, points, count, same=same, first=first, tiles=tiles)
+
+
+def _by_processes(
+    queries: Tensor, points: Tensor, count: int, *, same: bool, first: int, tiles: Tiles | None
+) -> Neighbours:
+    """Each process searches for its part of the queries, and all get the whole."""
+    part = divide("number of points", len(queries), "take more")
+    with distributed.alone():
+        found = nearest(part.own(queries), points, count, same=same, first=first + part.start, tiles=tiles)
+    return Neighbours(part.gathered(found.distance), part.gathered(found.index))
 
 
 def by_tree(dim: int, size: int) -> bool:
