@@ -36,6 +36,7 @@ from .run_checkpoints import resume_run, save_run
 from .runs import Run, amended
 from .schedules import Clock, OpenEnded
 from .targets import Model
+from .traced_density import TracedDensity
 from .training_state import TrainingState, named_parameters
 
 RECORD_EVERY = 10
@@ -80,6 +81,7 @@ class Trainer:
         #: Whether the arithmetic of steps that are taken one by one is compiled.
         self.compiles = False
         self.execution: Execution = StepByStep(self)
+        self._traced: TracedDensity | None = None
         self.precision = Precision()
 
     def train(
@@ -102,7 +104,7 @@ class Trainer:
             self._prepare(steps, minutes, checkpoint)
             with (
                 pyro.validation_enabled(False),
-                self._target_traced(),
+                self._target_traced() as self._traced,
                 tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
                 self.execution = execution_of(self, self.capture, self.compiles, RECORD_EVERY)
@@ -251,7 +253,7 @@ class Trainer:
         """Where the run is, in words for the bar."""
         return f"{'adversarial' if int(self.guide.adversarial_steps) else 'trunk'} stage"
 
-    def _target_traced(self) -> AbstractContextManager[Any]:
+    def _target_traced(self) -> AbstractContextManager[TracedDensity | None]:
         """Context in which the model is not run at every step, where its log-density can be recorded."""
         target = self.guide.target()
         return nullcontext() if target is None else target.traced_once()
@@ -286,6 +288,8 @@ class Trainer:
         put_to_rest(self.model, self.guide)
         self.run.seconds = self.elapsed_before + time.monotonic() - started
         self.run.execution = self.execution.describe()
+        if self._traced is not None and self._traced.reason is not None:
+            self.run.execution += f"; the model is run at every step, since {self._traced.reason}"
         self.run.steps = int(self.guide.step_count)
         self.run.skipped_steps = int(self.guide.skipped_steps)
         self.run.rollbacks = self.recovery.rollbacks

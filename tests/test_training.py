@@ -528,3 +528,15 @@ def test_a_resumed_run_knows_the_modes_that_the_start_found(tmp_path: Path) -> N
     assert again.guide.modes is not None
     for mine, theirs in zip(first.guide.modes, again.guide.modes, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_run_tells_why_its_model_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    brief_verdict(monkeypatch)
+
+    def branching() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", -z.square() if bool((z.abs() < 1e9).all()) else -z)
+
+    posterior = avbvi.fit(branching, steps=10, seed=0, progress=False)
+    assert posterior.run.execution.startswith("step by step; the model is run at every step, since")
+    assert fit(10).run.execution == "step by step"

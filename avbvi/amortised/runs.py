@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +143,7 @@ class AmortisedRun(Trainer):
     def _whereabouts(self) -> str:
         return f"epoch {self.batches.epoch}" if self.batches.epoch else f"step {int(self.guide.step_count)}"
 
-    def _target_traced(self) -> AbstractContextManager[Any]:
+    def _target_traced(self) -> AbstractContextManager[None]:
         return nullcontext()  # the data change from step to step, and the model learns
 
     def _review_target(self) -> None:
