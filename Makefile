@@ -39,6 +39,10 @@ format: $(INSTALLED) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: gpu
+gpu: $(INSTALLED) ## Check and time what needs a CUDA device; exit status 2 without one
+	$(BIN)/python -m benchmarks.gpu
+
 .PHONY: bench
 bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.eight_schools

@@ -111,7 +111,7 @@ class Straight:
             if trainer.elbo.progress(guide) >= 1.0:
                 break
             row = len(counts)
-            if not self._take(row):
+            if not self.take(row):
                 failed.add(row)
             counts.append(int(guide.step_count))
             units.append(trainer.unit())
@@ -127,7 +127,7 @@ class Straight:
                 trainer.elbo.forgive()
             yield counts[row], loss / units[row]
 
-    def _take(self, row: int) -> bool:
+    def take(self, row: int) -> bool:
         """Take one step, whose results go to this row; whether it could be done."""
         trainer = self._trainer
         plan = trainer.elbo.plan(trainer.guide)
