@@ -20,24 +20,27 @@ from benchmarks.peak_memory import PeakMemory
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="not Linux")
 
 
-@pytest.mark.parametrize("leaking", [False, True])
-def test_a_census_sees_what_is_kept(leaking: bool) -> None:
+@pytest.mark.parametrize("leaking", ["nothing", "always", "once"])
+def test_a_census_sees_what_is_kept(leaking: str) -> None:
+    """Each step makes a tensor and a list; the run keeps none, all, or those of one step and all that it made then."""
     census, kept = Census(1000, looks=10), []
     for step in range(1, 1001):
-        kept.append((torch.zeros(50_000), [step]))
-        if not leaking:
-            kept.clear()
+        new = [(torch.zeros(50_000), [step]) for _ in range(200 if (leaking, step) == ("once", 650) else 1)]
+        if leaking == "always" or len(new) > 1:
+            kept.extend(new)
         census.look(step)
     growth = census.growth(1000)
     assert [look[0] for look in census.looks] == list(range(100, 1000, 100))
-    if leaking:  # looks at 100 and 900
-        assert abs(growth["tensor_growth"] - 800) < 20
-        assert growth["object_growth"] > 2 * 800 - 50
-        assert abs(growth["rss_growth"] - 800 * 200_000) < 8 * MIB
+    number = {"nothing": 0, "always": 800, "once": 200}[leaking]  # from 100 to 900
+    assert abs(growth["tensor_growth"] - number) < 20
+    assert abs(growth["rss_growth"] - number * 200_000) < 8 * MIB
+    assert growth["object_growth"] > 2 * number - 50
+    if leaking == "always":
+        assert abs(growth["tensor_trend"] - 800) < 20
+        assert growth["object_trend"] > 2 * 800 - 50
     else:
-        assert abs(growth["tensor_growth"]) < 20
-        assert abs(growth["object_growth"]) < 50
-        assert growth["rss_growth"] < 4 * MIB
+        assert abs(growth["tensor_trend"]) < 20
+        assert abs(growth["object_trend"]) < 50
 
 
 def test_a_fit_is_watched_and_keeps_nothing() -> None:
@@ -122,13 +125,13 @@ def test_rows_of_other_parts_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr(memory.record, "save", partial(record.save, folder=tmp_path))
     monkeypatch.setattr(memory.record, "load", partial(record.load, folder=tmp_path))
-    assert len(memory.main(["--parts", "leak", "--quick"])) == 3
+    assert len(memory.main(["--parts", "leak", "--quick"])) == 4
     assert not list(tmp_path.iterdir())
     memory.main(["--parts", "leak", "--steps", "7"])
     memory.main(["--parts", "data", "--megabytes", "1", "2"])
     memory.main(["--parts", "data", "--megabytes", "3"])
     saved = json.loads((tmp_path / "memory.json").read_text())["records"]
-    assert [row["target"] for row in saved] == ["leak"] * 3 + ["data"] * 3
+    assert [row["target"] for row in saved] == ["leak"] * 4 + ["data"] * 3
 
 
 def test_saved_figures() -> None:
