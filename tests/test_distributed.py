@@ -437,3 +437,51 @@ def test_refusals(work: Callable[[], Any], kind: str, says: str, processes: Proc
     for f in found:
         assert f.kind == kind, f
         assert says in f.message
+
+
+# -- joining ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*distributed.ENVIRONMENT, "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_without_torchrun_nothing_is_joined(no_launcher: pytest.MonkeyPatch) -> None:
+    assert distributed.init().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with distributed.together():
+        assert not distributed.is_initialised()
+        assert (distributed.world_size(), distributed.rank(), distributed.is_first()) == (1, 0, True)
+        assert distributed.device() is None
+    distributed.close()
+
+
+def test_the_environment_of_torchrun_is_read(no_launcher: pytest.MonkeyPatch) -> None:
+    no_launcher.setenv("RANK", "0")
+    no_launcher.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RuntimeError, match=r"1 processes, but lacks \['LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'\]"):
+        distributed.init()
+    with pytest.raises(ValueError, match="minutes"):
+        distributed.init(minutes=0.0)
+    no_launcher.setenv("LOCAL_RANK", "0")
+    no_launcher.setenv("MASTER_ADDR", "localhost")
+    no_launcher.setenv("MASTER_PORT", "0")  # any that is free
+    assert distributed.init("gloo") == torch.device("cpu")
+    try:
+        assert distributed.is_initialised()
+        assert distributed.init() == torch.device("cpu")  # the group that is there
+        with distributed.together():
+            assert distributed.world_size() == 1
+    finally:
+        distributed.close()
+    assert not distributed.is_initialised()
+
+
+def test_nccl_needs_a_gpu_for_each_process(no_launcher: pytest.MonkeyPatch) -> None:
+    for name, value in zip(distributed.ENVIRONMENT, ("9", "10", "9", "localhost", "0"), strict=True):
+        no_launcher.setenv(name, value)
+    no_launcher.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match=r"number 9 on a machine with 4.*backend='gloo'"):
+        distributed.init("nccl")
