@@ -73,6 +73,12 @@ class AmortisedRecovery(Recovery):
         width = data.context.shape[1] + self.guide.part("trunk").base_dim
         return min(max(MOST // (data.frame.size * width), 8), DRAWS)
 
+    def _symptom(self, level: Level | None) -> str | None:
+        symptom = super()._symptom(level)
+        # What is kept depends on these too; processes could differ by rounding.
+        symptom, self._excess, self._outrun = distributed.agreed((symptom, self._excess, self._outrun))
+        return symptom
+
     @torch.no_grad()
     def _broken(self, last_spread: Tensor | None) -> str | None:
         guide = self._run.guide
@@ -95,8 +101,7 @@ class AmortisedRecovery(Recovery):
 
     def _unseen(self, guide: AmortisedAVBGuide, data: Minibatch) -> str | None:
         with seeded(0):
-            excess = entropy_excess(guide, data, draws=ENTROPY_DRAWS, most=MOST_ENTROPY_DRAWS, seen=ENTROPY_DATA)
-        measured = distributed.agreed(excess)
+            measured = entropy_excess(guide, data, draws=ENTROPY_DRAWS, most=MOST_ENTROPY_DRAWS, seen=ENTROPY_DATA)
         self._excess = None if measured is None else measured.value
         self._outrun = (
             measured is not None and self._was_sound() and not measured.value - limits.SIGMAS * measured.stderr < LOST
