@@ -55,7 +55,7 @@ METHODS: dict[str, ProductPrecision | None] = {"full": None, "tf32": TF32Product
 #: Queries that look for neighbours, at most, by kind of device; and those whose neighbours are checked.
 MOST_QUERIES, CHECKED = {"cuda": 10**6, "cpu": 20_000}, 32
 #: Queries between two looks at the clock.
-SLICE = {"cuda": 131_072, "cpu": 4096}
+SLICE = {"cuda": 131_072, "cpu": 20_000}
 LATENT_DIM, PIXELS, CHAINS, LEAPFROG_STEPS, NOISE = 32, 784, 5, 10, 0.5
 IMAGES, TEMPERATURES = {"cuda": 2048, "cpu": 64}, {"cuda": 1000, "cpu": 20}
 KEYS = (

@@ -42,8 +42,8 @@ def knn_kl(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None, mem
         chunk_size: rows of x in a tile where no tree is used (d >= 8 but for very many points, or CUDA); as many
             as fit by default. It changes the time alone.
         memory: bytes that a tile and all that is made of it may take, however many points there are; 32 MiB by default
-            on the CPU, 2 GiB on CUDA, or an eighth of what is free there. The samples themselves, in float64, and as
-            many numbers again come on top.
+            on the CPU, 2 GiB on CUDA, or an eighth of what is free there. The samples themselves, in float64, and one
+            of them in single precision come on top.
 
     Returns:
         The divergence in nats with its standard error. Distances are evaluated in float64.

@@ -35,6 +35,8 @@ BLOCK_BYTES_CPU = 2**22
 # Rows that a tile has, if the memory allows it: a matrix product of fewer is slow. Columns that it has whatever the
 # memory, and the most points in a group.
 ROWS_CPU, ROWS_CUDA, LEAST_COLUMNS, WIDEST = 64, 2**12, 2**8, 2**14
+# Points that are centred and rounded at a time.
+PREPARED = 2**16
 # Groups of candidates beyond those asked for: without some slack the proof of completeness fails often.
 SLACK = 2
 # Share of the first tile's rows that has to be proved in float32, for the others to be tried.
@@ -181,7 +183,10 @@ def _by_tree(
     tree = cKDTree(points.numpy(), compact_nodes=False, leafsize=16)
     ranks = list(range(1, count + 1 + same))
     # In the tree's own order a query finds the way of the last one in the cache.
-    order = tree.indices if same and len(queries) == len(points) else order
+    if same:
+        place = np.empty(len(points), dtype=np.int64)
+        place[tree.indices] = np.arange(len(points))
+        order = place[first : first + len(queries)].argsort()
     if order is None:
         distance, index = tree.query(queries.numpy(), ranks, workers=torch.get_num_threads())
     else:
@@ -208,15 +213,14 @@ def by_blocks(
     n, tiles = queries.shape[0], tiles or Tiles()
     # A common unit keeps squares from overflowing; a power of two rounds nothing.
     unit = 2.0 ** math.frexp(max(float(queries.abs().max()), float(points.abs().max())))[1]
-    left, right = queries / unit, points / unit
     distance = queries.new_empty(n, count)
     index = torch.empty(n, count, dtype=torch.long, device=queries.device)
     rows = torch.arange(n, device=queries.device)
     for dtype in (torch.float32, torch.float64):
-        search, rest = Product(right, count, dtype, same=same, tiles=tiles, queries=len(rows)), []
+        search, rest = Product(points, count, dtype, same=same, tiles=tiles, queries=len(rows), unit=unit), []
         for begin in range(0, len(rows), search.plan.rows):
             part = rows[begin : begin + search.plan.rows]
-            distance[part], index[part], complete = search(left[part], first + part)
+            distance[part], index[part], complete = search(queries[part] / unit, first + part)
             rest.append(part[~complete])
             if begin == 0 and dtype == torch.float32 and len(rest[0]) > (1.0 - WORTHWHILE) * len(part):
                 # Float64 takes twice as long, which costs less than to fail on all rows.
@@ -228,18 +232,21 @@ def by_blocks(
     # Points that are close together compared with the size of the whole sample.
     step = max(1, tiles.elements(queries.device) // (16 * queries.shape[1]))
     for part in rows.split(max(1, (tiles.rows or 64) // 8)):
-        distance[part], index[part] = _by_differences(left[part], right, first + part, count, step, same=same)
+        distance[part], index[part] = _by_differences(
+            queries[part] / unit, points, first + part, count, step, same=same, unit=unit
+        )
     return Neighbours(distance * unit, index)
 
 
 def _by_differences(
-    queries: Tensor, points: Tensor, own: Tensor, count: int, step: int, *, same: bool
+    queries: Tensor, points: Tensor, own: Tensor, count: int, step: int, *, same: bool, unit: float
 ) -> tuple[Tensor, Tensor]:
-    """Distances and indices (r, count) of the queries (r, d), all by differences, ``step`` differences at a time."""
+    """Distances and indices (r, count) of queries (r, d), all by differences, ``step`` at a time; in the unit."""
     distance, index = queries.new_empty(len(queries), 0), own.new_empty(len(queries), 0)
     columns = max(1, step // len(queries))
     for begin in range(0, len(points), columns):
-        near = torch.cdist(queries, points[begin : begin + columns], compute_mode="donot_use_mm_for_euclid_dist")
+        part = points[begin : begin + columns] / unit
+        near = torch.cdist(queries, part, compute_mode="donot_use_mm_for_euclid_dist")
         places = torch.arange(begin, begin + near.shape[1], device=own.device).expand(len(queries), -1)
         if same:
             near = torch.where(places == own[:, None], math.inf, near)
@@ -257,16 +264,25 @@ class Product:
     no less than the least one of the best group that was left out.
 
     Args:
-        points: (m, d), float64, of length about 1 at most.
+        points: (m, d), float64.
         count: how many neighbours.
         dtype: of the product.
         same: a query is one of the points, and no neighbour of itself.
         tiles: how much is compared at once.
         queries: how many there will be.
+        unit: a power of two that makes points and queries about 1 at most; queries and distances are in this unit.
     """
 
     def __init__(
-        self, points: Tensor, count: int, dtype: torch.dtype, *, same: bool, tiles: Tiles, queries: int
+        self,
+        points: Tensor,
+        count: int,
+        dtype: torch.dtype,
+        *,
+        same: bool,
+        tiles: Tiles,
+        queries: int,
+        unit: float = 1.0,
     ) -> None:
         m, dim = points.shape
         self.points, self.count, self.same, self.dtype = points, count, same, dtype
@@ -274,14 +290,19 @@ class Product:
         wanted = count + SLACK + same
         self.plan = tiles.plan(queries, m, wanted, dim, dtype, points.device)
         self.chosen = min(wanted, self.plan.groups)
-        self.centre = points.mean(0)  # keeps the expanded squares small
-        centred = points - self.centre
-        squares = centred.square().sum(1)
-        self.reach = float(squares.max().sqrt())
+        self.unit = unit
+        # The expanded squares stay small around the centre. Of the points in other units there is no copy.
+        self.centre = sum((part / unit).sum(0) for part in points.split(PREPARED)) / m
         self.right = points.new_zeros(dim + 1, self.plan.columns * self.plan.tiles, dtype=dtype)
-        self.right[:dim, :m] = centred.T.to(dtype).mul_(-2.0)
-        self.right[dim, :m] = squares
         self.right[dim, m:] = math.inf  # padding is nobody's neighbour
+        farthest = points.new_zeros(())
+        for begin in range(0, m, PREPARED):
+            centred = points[begin : begin + PREPARED] / unit - self.centre
+            squares, place = centred.square().sum(1), slice(begin, begin + len(centred))
+            self.right[:dim, place] = -2.0 * centred.T
+            self.right[dim, place] = squares
+            farthest = torch.maximum(farthest, squares.max())
+        self.reach = float(farthest.sqrt())
         # Strided groups of columns: the least of each is found by whole vectors.
         self.strides = torch.arange(self.plan.width, device=points.device) * self.plan.stride
         self.buffer = points.new_empty(0, dtype=dtype)
@@ -316,7 +337,7 @@ class Product:
     def _measured(self, queries: Tensor, own: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest (r, count) of the points in groups that begin at ``first`` (r, groups), by differences."""
         columns = (first.unsqueeze(2) + self.strides).view(len(queries), -1)
-        candidates = self.points[columns.clamp_max(len(self.points) - 1)].sub_(queries.unsqueeze(1))
+        candidates = self.points[columns.clamp_max(len(self.points) - 1)].div_(self.unit).sub_(queries.unsqueeze(1))
         measured = torch.linalg.vector_norm(candidates, dim=2)
         nobody = columns >= len(self.points)
         measured.masked_fill_(nobody | (columns == own[:, None]) if self.same else nobody, math.inf)

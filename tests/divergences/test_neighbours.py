@@ -201,8 +201,8 @@ def test_memory_is_bounded_by_the_budget_not_by_the_pairs(case: str) -> None:
     x, y = CASES[case](draws(n, dim, 1)), CASES[case](draws(m, dim, 2))
     with Largest() as largest:
         by_blocks(x, y, 3, same=False, tiles=Tiles(memory=memory))
-    of_points = 8 * m * (dim + 1)
-    assert largest.bytes <= of_points + memory  # of the 48 MB that the distances of all pairs take
+    # The points with their squares, of the 48 MB that the distances of all pairs take, or one tile of 64 Ki points.
+    assert largest.bytes <= max(8 * 1.02 * m * (dim + 1), memory)
 
 
 def test_a_plan_keeps_to_its_memory_for_a_million_points() -> None:
