@@ -68,6 +68,8 @@ class StepArithmetic:
             (RESULTS,) float64.
         """
         guide, elbo = self.guide, self.elbo
+        for p in with_gradient(guide):
+            p.grad = None  # left by a step, or its capture, that failed
         elbo._ready(self.model, guide, args, self.kwargs)
         elbo._guard.mask(guide.anchor)
         trainer = None if plan.adversary is None else elbo._trainers.of(guide)

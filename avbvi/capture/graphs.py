@@ -39,6 +39,9 @@ class Backend(Protocol):
     def capture(self, step: Step) -> Graph:
         """Record what a step does without doing it."""
 
+    def renew(self) -> None:
+        """All graphs captured so far are about to be dropped."""
+
 
 class CudaBackend:
     """CUDA graphs of one device, which share their memory: no two of them run at once.
@@ -75,10 +78,20 @@ class CudaBackend:
 
     def capture(self, step: Step) -> Graph:
         graph = torch.cuda.CUDAGraph()
-        # Other threads (a loader's, say) may go on with what is not allowed in this one meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            step()
+        current = torch.cuda.current_stream(self._device)
+        try:
+            # Other threads (a loader's, say) may go on with what is not allowed in this one meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                step()
+        except BaseException:
+            torch.cuda.set_stream(current)  # which a capture that fails does not restore
+            raise
         return graph
+
+    def renew(self) -> None:
+        # A replay may be under way, and memory that no graph holds any more can't be shared by the next ones.
+        torch.cuda.synchronize(self._device)
+        self._pool = torch.cuda.graph_pool_handle()
 
 
 class EagerTwin:

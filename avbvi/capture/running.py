@@ -191,6 +191,8 @@ class Straight:
 
     def _drop(self) -> None:
         """Forget what was captured of tensors that are no longer in use, and keep what is to be said of it."""
+        if self._steps and self._backend is not None:
+            self._backend.renew()
         for step in self._steps.values():
             if isinstance(step, CapturedStep):
                 self._replayed += step.replays

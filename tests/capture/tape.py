@@ -44,7 +44,10 @@ class TapeBackend:
     """Captures steps on tapes."""
 
     def __init__(self) -> None:
-        self.captures = 0
+        self.captures = self.renewals = 0
+
+    def renew(self) -> None:
+        self.renewals += 1
 
     @contextmanager
     def aside(self) -> Iterator[None]:
