@@ -43,6 +43,7 @@ from avbvi import (
 from avbvi.amortised.runs import AmortisedRun
 from avbvi.training import Trainer
 from benchmarks import record
+from benchmarks.peak_memory import PeakMemory
 from models import eight_schools
 from models.data import digits
 from models.data.binarisation import StaticBinarisation
@@ -125,6 +126,7 @@ def _fit(target: str, rank: int, size: int, steps: int, device_type: str, meetin
     with (
         mock.patch.object(fitting, "Trainer", _NotedTrainer),
         mock.patch.object(fitting, "AmortisedRun", _NotedAmortisedRun),
+        PeakMemory(device) as peak,
     ):
         posterior, modules = TARGETS[target](steps, device)
     losses, times = posterior.noted  # type: ignore[attr-defined]
@@ -134,6 +136,7 @@ def _fit(target: str, rank: int, size: int, steps: int, device_type: str, meetin
     first = min(WARM_UP, len(times) - 2)
     return {
         "losses": torch.tensor(losses),
+        "peak_bytes": peak.bytes,
         "state": [t.double().cpu().numpy() for m in modules for t in m.state_dict().values() if t.numel()],
         "steps_per_second": (len(times) - 1 - first) / (times[-1] - times[first]),
     }
@@ -178,6 +181,10 @@ def compare(target: str, steps: int, repeats: int, device: str) -> list[Row]:
                 "steps_per_second": speeds[size],
                 "ratio": speeds[size] / speeds[1],
                 "seconds": statistics.median(seconds[size]),
+                # Of one process, the one that needs the most.
+                "peak_bytes": max(
+                    (p["peak_bytes"] for p in found[size][0] if p["peak_bytes"] is not None), default=None
+                ),
                 "matmul_seconds": record.matmul_seconds(device=device),
             }
         )

@@ -25,6 +25,7 @@ from avbvi.divergences import knn_kl
 from avbvi.precision import Precision
 from benchmarks import record
 from benchmarks.gpu_courses import CASES, course, relative_difference, wait
+from benchmarks.peak_memory import PeakMemory
 
 NAME = "gpu"
 NO_DEVICE = 2
@@ -37,7 +38,7 @@ SAME, PRECISION = 1e-3, 3e-2
 PRECISION_STEPS = 10
 LEAST_RATIO = 3.0
 NEIGHBOURS, QUICK_NEIGHBOURS = 20_000, 500
-KEYS = ("method", "execution", "step_microseconds", "ratio", "kernels", "kernel_microseconds")
+KEYS = ("method", "execution", "step_microseconds", "ratio", "kernels", "kernel_microseconds", "peak_bytes")
 
 Row = dict[str, Any]
 
@@ -96,12 +97,13 @@ def times(case: str, device: torch.device, quick: bool) -> tuple[list[Row], list
     ways = ("step by step", "uncaptured", "captured")
     rows: list[Row] = []
     for how in ways if device.type == "cuda" else ways[:2]:
-        with course(case, how, device, quick=quick) as run:
+        with PeakMemory(device) as peak, course(case, how, device, quick=quick) as run:
             run.losses(QUICK_STEPS if quick else COMPARED)
             seconds = run.seconds(QUICK_STEPS if quick else TIMED)
             kernels = kernels_of(run.losses, device) if how == "captured" else {}
         rows.append(
             {"method": case, "execution": how, "seed": 0, "device": str(device), "seconds": seconds}
+            | {"peak_bytes": peak.bytes}
             | {"step_microseconds": 1e6 * seconds, "ratio": rows[-1]["seconds"] / seconds if rows else None}
             | kernels
         )

@@ -30,6 +30,7 @@ import avbvi
 from benchmarks import judging, record, runner
 from benchmarks.fitting import SNAPSHOT_DRAWS, Method
 from benchmarks.methods import METHODS as ALL_METHODS
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.problems import EIGHT_SCHOOLS_PAPER
 from benchmarks.rivals.recipe_b import RECIPE_B
 from benchmarks.runner import Job
@@ -133,9 +134,10 @@ def run(method: str, budget: float, seed: int, threads: int) -> Row:
     }
     called, cpu = time.monotonic(), time.process_time()
     try:
-        fitted = METHODS[method](EIGHT_SCHOOLS_PAPER, seed, budget / 60.0)
-        returned = time.monotonic()
-        draws = EIGHT_SCHOOLS_PAPER.matrix(fitted.sample(SNAPSHOT_DRAWS))
+        with PeakMemory() as peak:
+            fitted = METHODS[method](EIGHT_SCHOOLS_PAPER, seed, budget / 60.0)
+            returned = time.monotonic()
+            draws = EIGHT_SCHOOLS_PAPER.matrix(fitted.sample(SNAPSHOT_DRAWS))
         drawn = time.monotonic() - returned
         cpu = time.process_time() - cpu
         exact = EIGHT_SCHOOLS_PAPER.exact(2 * SNAPSHOT_DRAWS, judging.REFERENCE_SEED + seed)
@@ -150,6 +152,7 @@ def run(method: str, budget: float, seed: int, threads: int) -> Row:
         # With the verdict and the board's own ELBO.
         "call_seconds": returned - called,
         "cpu_seconds_with_verdict": cpu,
+        "peak_bytes": peak.bytes,
         "steps": fitted.figures.get("steps"),
         "knn_kl_qp": found.value,
         "knn_kl_qp_stderr": found.stderr,
@@ -183,7 +186,9 @@ def results(rows: Sequence[Row], settings: Settings) -> list[Row]:
         if not mine:
             continue
         budget = shortest(mine, settings.ladder, settings.seeds)
-        used = [row["seconds"] for row in mine if row["budget_seconds"] == (budget or max(settings.ladder))]
+        at = [row for row in mine if row["budget_seconds"] == (budget or max(settings.ladder))]
+        used = [row["seconds"] for row in at]
+        peaks = [row["peak_bytes"] for row in at if row.get("peak_bytes") is not None]
         times[method] = {
             "target": TARGET,
             "method": method,
@@ -193,6 +198,7 @@ def results(rows: Sequence[Row], settings: Settings) -> list[Row]:
             "threads": settings.threads,
             "budget_seconds": budget,
             "seconds": max(used),
+            "peak_bytes": max(peaks, default=None),
             "reached": budget is not None,
             "time_to_kl_seconds": max(used) if budget is not None else None,
         }

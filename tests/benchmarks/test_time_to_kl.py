@@ -113,6 +113,7 @@ def test_a_run_is_judged_against_exact_draws(monkeypatch: pytest.MonkeyPatch) ->
     assert found["knn_kl_qp"] > 0.3
     assert abs(found["knn_floor"]) < 0.15
     assert found["fit_seconds"] >= 0.3
+    assert found["peak_bytes"] is None or found["peak_bytes"] > 0
     assert found["seconds"] > found["fit_seconds"]
 
 
