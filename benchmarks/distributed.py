@@ -144,9 +144,17 @@ def _fit(target: str, rank: int, size: int, steps: int, device_type: str, meetin
 
 def run(target: str, size: int, steps: int, device: str) -> list[dict[str, Any]]:
     """A fit by so many processes; what each of them found."""
-    with tempfile.TemporaryDirectory() as folder, get_context("spawn").Pool(size) as pool:
-        parts = [(target, rank, size, steps, device, str(Path(folder) / "meeting")) for rank in range(size)]
-        return pool.starmap(_fit, parts, chunksize=1)
+    pool = get_context("spawn").Pool(size)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            parts = [(target, rank, size, steps, device, str(Path(folder) / "meeting")) for rank in range(size)]
+            found = pool.starmap(_fit, parts, chunksize=1)
+    except BaseException:
+        pool.terminate()
+        raise
+    pool.close()
+    pool.join()
+    return found
 
 
 def compare(target: str, steps: int, repeats: int, device: str) -> list[Row]:

@@ -241,7 +241,7 @@ class Broken:
         return value
 
 
-def broken(failure: Exception | None, outer: bool, elbo: Any = None) -> Outcome:
+def broken(failure: Exception | None, outer: bool, elbo: Any, at: Any = (4, 5, 9), steps: int = 20) -> Outcome:
     """Fit a density that fails in the second process at some of its outer steps, or (else) at an adversary step."""
     count = 0
 
@@ -253,7 +253,7 @@ def broken(failure: Exception | None, outer: bool, elbo: Any = None) -> Outcome:
         # the contrast.
         if z.numel() == 3 * (21 if outer else 44):
             count += 1
-            if torch.distributed.get_rank() == 1 and count in (4, 5, 9):
+            if torch.distributed.get_rank() == 1 and count in at:
                 if failure is not None:
                     raise failure
                 value = value + math.nan
@@ -261,7 +261,7 @@ def broken(failure: Exception | None, outer: bool, elbo: Any = None) -> Outcome:
 
     inner = elbo(num_particles=42, vectorize_particles=True, max_plate_nesting=1)
     made = partial(AdversarialELBO, inner, adversary_batch=22, pretrain_steps=1)
-    return schools(avbvi.AffineTrunk, model=model, args=(), steps=20, elbo=made, hinted=elbo is Trace_ELBO)
+    return schools(avbvi.AffineTrunk, model=model, args=(), steps=steps, elbo=made, hinted=elbo is Trace_ELBO)
 
 
 @pytest.mark.parametrize("failure", [None, torch.linalg.LinAlgError("a matrix is singular")], ids=["nan", "singular"])
@@ -272,6 +272,19 @@ def test_a_step_that_fails_in_one_process_is_skipped_in_both(failure: Any, proce
     assert [f.skipped for f in found] == [3, 3]
     skipped = torch.isnan(found[0].elbos)
     assert skipped.nonzero().flatten().tolist() == [3, 4, 8]
+
+
+def test_a_run_that_breaks_down_in_one_process_is_rolled_back_in_both(processes: Processes) -> None:
+    found = answers(processes(broken, None, True, Trace_ELBO, range(11, 46), 60))
+    check_same_on_both(found)
+    for f in found:
+        assert f.verdict.figures["rollbacks"] == 1.0
+        assert "35 of 50 steps had to be skipped" in str(f.verdict)
+        assert torch.isfinite(f.elbos[-10:]).all()
+
+
+def test_a_trunk_is_chosen_alike(processes: Processes) -> None:
+    same(processes, schools, steps=24)
 
 
 @pytest.mark.parametrize("outer", [True, False], ids=["outer", "adversary"])
