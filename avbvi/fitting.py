@@ -71,6 +71,8 @@ def fit(
     are then the model's arguments, all of them in each step, or one DataLoader, whose batches are the arguments step by
     step: tensors, or tuples of arguments.
 
+    Several processes (torchrun) make the same call and share the work: see :mod:`avbvi.distributed`.
+
     A run that breaks down goes back to its last good state with half the learning rates. Ctrl-C ends it after the step
     under way: the posterior so far is returned, its verdict says so, and ``checkpoint`` can be taken up again. A second
     Ctrl-C raises.
