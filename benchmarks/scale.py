@@ -34,9 +34,10 @@ import torch
 from torch import Tensor
 
 import avbvi
-from avbvi.annealed import BFloat16Products, GaussianStart, ProductPrecision, SigmoidTemperatures, TF32Products
+from avbvi.annealed import GaussianStart, SigmoidTemperatures
 from avbvi.arguments import device_of
 from avbvi.divergences.neighbours import nearest
+from avbvi.precision import Precision
 from benchmarks import record
 from benchmarks.judging import Row
 from benchmarks.peak_memory import PeakMemory
@@ -51,7 +52,7 @@ K, SCALE = 3, 1.1
 KNN = tuple(f"knn-d{dim}-n{n}" for dim in (10, 30) for n in (10_000, 100_000, 1_000_000))
 AIS = ("ais-mnist", "ais-linear")
 TARGETS = (*KNN, *AIS)
-METHODS: dict[str, ProductPrecision | None] = {"full": None, "tf32": TF32Products(), "bf16": BFloat16Products()}
+METHODS = {"full": Precision(), "tf32": Precision(tf32=True), "bf16": Precision(autocast=torch.bfloat16)}
 #: Queries that look for neighbours, at most, by kind of device; and those whose neighbours are checked.
 MOST_QUERIES, CHECKED = {"cuda": 10**6, "cpu": 20_000}, 32
 #: Queries between two looks at the clock.

@@ -208,7 +208,10 @@ class ForwardAnnealing(Annealing):
         target_acceptance: float,
         keys: Keys,
     ) -> None:
-        pilots, like = pilots_for(path.density.batch, keys.total), path.start.sample(1)
+        pilots, like = (
+            pilots_for(path.density.batch, keys.total or keys.first + path.density.batch),
+            path.start.sample(1),
+        )
         generator = torch.Generator(like.device).manual_seed(keys.seed)
         z, pilot_z = (
             _drawn(path.start, ChainNoise(keys, role, (n, *like.shape[1:]), like), n, generator)

@@ -41,7 +41,7 @@ class Keys:
     Attributes:
         seed: of the run.
         first: number of the part's first datum among all data.
-        total: number of all data of the run, or ``None`` if the part is all of them.
+        total: number of all data of the run, or ``None`` if the part is the last.
     """
 
     seed: int

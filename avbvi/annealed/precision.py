@@ -1,71 +1,51 @@
-"""Matrix products in lower precision while chains move, and what makes up for it exactly in their weights."""
+"""Joint densities in lower precision while chains move, which is made up for exactly in their weights."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
+from ..precision import Precision
 from .densities import DatumDensity
 
 
-class ProductPrecision(ABC):
-    """How precisely matrix products of a joint density are taken while chains move.
-
-    The density computed so is another function, log j~, as good a target for the chains as log j: they go from the
-    start to j~, whose evidence is slightly another. At their last state each weight is multiplied by j(z) / j~(z),
-    one evaluation in full precision, as if j were one more temperature. So the weights stay unbiased for the evidence
-    of j, whatever the precision, and what the rounding costs is seen: their variance grows by that of log j - log j~.
-    """
-
-    @abstractmethod
-    def in_force(self, device: torch.device) -> AbstractContextManager[None]:
-        """Context in which products are so precise."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-class BFloat16Products(ProductPrecision):
-    """Products of bfloat16 numbers (8 bits): ``torch.autocast`` around the joint density, but not the start."""
-
-    @contextmanager
-    def in_force(self, device: torch.device) -> Iterator[None]:
-        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
-            yield
-
-
-class TF32Products(ProductPrecision):
-    """Products of numbers rounded to 11 bits, added in single precision, on CUDA; elsewhere nothing changes."""
-
-    @contextmanager
-    def in_force(self, device: torch.device) -> Iterator[None]:
-        before = torch.get_float32_matmul_precision()
-        # On the CPU "high" may mean bfloat16.
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
 class LowPrecisionDensity:
-    """The joint density j~ that lower precision makes of another.
+    """The joint density j~ that lower precision makes of another, j.
+
+    It is another function, as good a target for the chains as j: they go from the start to j~, whose evidence is
+    slightly another. At their last state each weight is multiplied by j(z) / j~(z), one evaluation in full precision,
+    as if j were one more temperature. So the weights stay unbiased for the evidence of j, whatever the precision, and
+    what rounding costs is seen: the variance of log-weights grows by that of log j - log j~.
 
     Args:
         density: in full precision.
-        precision: of the products.
+        precision: ``autocast`` is in force all around the density, ``tf32`` on CUDA.
     """
 
-    def __init__(self, density: DatumDensity, precision: ProductPrecision) -> None:
+    def __init__(self, density: DatumDensity, precision: Precision) -> None:
         self.density, self.precision = density, precision
         self.batch, self.dim = density.batch, density.dim
 
     def log_joint(self, z: Tensor) -> Tensor:
-        with self.precision.in_force(z.device):
+        with ExitStack() as contexts:
+            if self.precision.autocast is not None:
+                # Casts that are cached would be reused in the replay of another temperature.
+                contexts.enter_context(torch.autocast(z.device.type, self.precision.autocast, cache_enabled=False))
+            # On the CPU "high" may mean bfloat16.
+            if self.precision.tf32 and z.is_cuda:
+                contexts.enter_context(_tf32())
             value = self.density.log_joint(z)
         return value.to(z.dtype)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

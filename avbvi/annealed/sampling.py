@@ -16,6 +16,7 @@ from ..checkpoints import StrPath
 from ..devices import moved
 from ..errors import ModelError
 from ..interrupts import Interrupt
+from ..precision import Precision
 from ..rng import seeded
 from ..targets import Model
 from .chains import Annealing, BackwardAnnealing, ForwardAnnealing
@@ -23,7 +24,7 @@ from .densities import DatumDensity
 from .evidence import AnnealedEvidence, Sandwich
 from .noise import Keys
 from .path import Path
-from .precision import LowPrecisionDensity, ProductPrecision
+from .precision import LowPrecisionDensity
 from .problems import Frozen, Problem, Start, is_random
 from .saved import Record, RecordFile, check_same_density
 from .temperatures import SigmoidTemperatures, Temperatures
@@ -46,7 +47,7 @@ def annealed_importance_sampling(
     checkpoint: StrPath | None = None,
     vectorize: bool = True,
     chains_at_once: int | None = None,
-    precision: ProductPrecision | None = None,
+    precision: Precision | None = None,
     first_datum: int = 0,
 ) -> AnnealedEvidence:
     """Log-evidence log p(x_i) of each datum of a latent-variable model, by annealed importance sampling.
@@ -88,9 +89,9 @@ def annealed_importance_sampling(
         chains_at_once: the most chains of a part whose activations are in memory together, where ``batch_size`` does
             not bound them enough; it changes nothing but rounding. What stays beside is about 5 vectors of latents for
             each chain.
-        precision: take the density's matrix products in lower precision while chains move:
-            :class:`~avbvi.annealed.BFloat16Products` or :class:`~avbvi.annealed.TF32Products`. Weights stay unbiased
-            for the evidence of the model as it is, with more variance.
+        precision: evaluate the joint density in lower precision while chains move, under ``torch.autocast`` or with
+            products in TF32. The weights stay unbiased for the evidence of the model as it is, since each is multiplied
+            by the exact density over the rounded one at the end; their variance grows by that of the rounding.
         first_datum: number of the first datum, by which its noise is keyed, if these data are part of more.
 
     On CUDA a temperature is captured as a graph and replayed, where the model allows it; if not, the reason is logged.
@@ -130,7 +131,7 @@ def bidirectional_sandwich(
     checkpoint: StrPath | None = None,
     vectorize: bool = True,
     chains_at_once: int | None = None,
-    precision: ProductPrecision | None = None,
+    precision: Precision | None = None,
     first_datum: int = 0,
 ) -> Sandwich:
     """How far off annealed importance sampling is, on data simulated from the model: bounds from below and above.
@@ -168,7 +169,7 @@ class _Settings(NamedTuple):
     leapfrog_steps: int
     target_acceptance: float
     chains_at_once: int | None
-    precision: ProductPrecision | None
+    precision: Precision
     first_datum: int
 
     @classmethod
@@ -179,7 +180,7 @@ class _Settings(NamedTuple):
         leapfrog_steps: int,
         target_acceptance: float,
         chains_at_once: int | None,
-        precision: ProductPrecision | None,
+        precision: Precision | None,
         first_datum: int,
     ) -> _Settings:
         if temperatures is None:
@@ -187,8 +188,8 @@ class _Settings(NamedTuple):
         instance("temperatures", temperatures, Temperatures, "a schedule such as SigmoidTemperatures(1000)")
         if not 0.0 < number("target_acceptance", target_acceptance) < 1.0:
             raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
-        if precision is not None:
-            instance("precision", precision, ProductPrecision, "an object such as BFloat16Products()")
+        precision = Precision() if precision is None else precision
+        instance("precision", precision, Precision, "a Precision, such as Precision(autocast=torch.bfloat16)")
         return cls(
             temperatures, integer("chains", chains, 1), integer("leapfrog_steps", leapfrog_steps, 1),
             float(target_acceptance), None if chains_at_once is None else integer("chains_at_once", chains_at_once, 1),
@@ -202,7 +203,7 @@ class _Settings(NamedTuple):
             "chains": self.chains,
             "leapfrog_steps": self.leapfrog_steps,
             "target_acceptance": self.target_acceptance,
-            "precision": repr(self.precision),
+            "precision": self.precision.settings(),
             "first_datum": self.first_datum,
         }
 
@@ -314,9 +315,13 @@ class _Run:
                 start = problem.start_of(part, density, arguments)
                 recorded = False
             settings = self.settings
-            seen = density if settings.precision is None else LowPrecisionDensity(density, settings.precision)
+            seen = (
+                density
+                if settings.precision in (None, Precision())
+                else LowPrecisionDensity(density, settings.precision)
+            )
             path = Path(
-                seen, start, exact=None if seen is density else density, chains_at_once=settings.chains_at_once,
+                seen, start, exact=None if full else density, chains_at_once=settings.chains_at_once,
                 recorded=recorded,
             )  # fmt: skip
             forward = ForwardAnnealing(

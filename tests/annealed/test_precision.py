@@ -9,15 +9,16 @@ import torch
 
 from avbvi import CheckpointError
 from avbvi.annealed import (
-    BFloat16Products,
     GaussianStart,
     SigmoidTemperatures,
-    TF32Products,
     annealed_importance_sampling,
     bidirectional_sandwich,
 )
 from avbvi.annealed.precision import LowPrecisionDensity
+from avbvi.precision import Precision
 from tests.annealed.known import LinearGaussian
+
+LOW = Precision(autocast=torch.bfloat16)
 
 
 def options(density: LinearGaussian, **others):
@@ -31,11 +32,11 @@ def options(density: LinearGaussian, **others):
 def test_the_evidence_is_exact_though_the_products_are_rounded():
     density = LinearGaussian.simulated(40, 50, 4, noise=0.1)
     exact = density.log_evidence()
-    low = annealed_importance_sampling(density, **options(density, precision=BFloat16Products()))
+    low = annealed_importance_sampling(density, **options(density, precision=LOW))
     full = annealed_importance_sampling(density, **options(density))
     # Rounding is no small matter here: at its own draws the density is off by more than its weights' error.
     with torch.no_grad():
-        rounded = LowPrecisionDensity(density, BFloat16Products()).log_joint(low.draws)
+        rounded = LowPrecisionDensity(density, LOW).log_joint(low.draws)
     error = (rounded.double() - density.log_joint(low.draws).double()).abs().mean()
     assert float(error) > 0.2
     # Student's t with 19 degrees of freedom, 40 of them.
@@ -49,7 +50,7 @@ def test_the_evidence_is_exact_though_the_products_are_rounded():
 
 def test_last_states_carry_the_exact_density_and_weights():
     density = LinearGaussian.simulated(30, 20, 3)
-    result = annealed_importance_sampling(density, **options(density, precision=BFloat16Products(), chains=200))
+    result = annealed_importance_sampling(density, **options(density, precision=LOW, chains=200))
     weight = torch.softmax(result.log_weights, 0)[..., None]
     loc, _ = density.posterior()
     mean = (weight * result.draws).sum(0)
@@ -60,7 +61,7 @@ def test_last_states_carry_the_exact_density_and_weights():
 def test_the_sandwich_closes_around_the_exact_evidence():
     density = LinearGaussian.simulated(60, 8, 2, noise=1.0)
     result = bidirectional_sandwich(
-        density, temperatures=SigmoidTemperatures(60), chains=10, seed=0, progress=False, precision=BFloat16Products()
+        density, temperatures=SigmoidTemperatures(60), chains=10, seed=0, progress=False, precision=LOW
     )
     full = bidirectional_sandwich(density, temperatures=SigmoidTemperatures(60), chains=10, seed=0, progress=False)
     assert abs(result.gap.value) < 0.2
@@ -73,15 +74,21 @@ def test_the_sandwich_closes_around_the_exact_evidence():
 def test_tf32_changes_nothing_on_the_cpu_and_leaves_the_global_setting():
     density = LinearGaussian.simulated(4, 5, 2)
     before = torch.get_float32_matmul_precision()
-    low = annealed_importance_sampling(density, **options(density, precision=TF32Products()))
+    low = annealed_importance_sampling(density, **options(density, precision=Precision(tf32=True)))
     full = annealed_importance_sampling(density, **options(density))
     assert torch.equal(low.log_weights, full.log_weights)
     assert torch.get_float32_matmul_precision() == before
 
 
+def test_the_default_precision_is_none_at_all():
+    density = LinearGaussian.simulated(4, 5, 2)
+    runs = [annealed_importance_sampling(density, **options(density, precision=p)) for p in (None, Precision())]
+    assert torch.equal(runs[0].log_weights, runs[1].log_weights)
+
+
 def test_starts_and_weights_stay_in_full_precision():
     density = LinearGaussian.simulated(4, 5, 2)
-    result = annealed_importance_sampling(density, **options(density, precision=BFloat16Products()))
+    result = annealed_importance_sampling(density, **options(density, precision=LOW))
     assert result.draws.dtype == torch.float32
     assert result.log_weights.dtype == torch.float64
 
@@ -89,8 +96,8 @@ def test_starts_and_weights_stay_in_full_precision():
 def test_a_file_of_another_precision_is_refused(tmp_path):
     density = LinearGaussian.simulated(4, 5, 2)
     file = tmp_path / "run.pt"
-    first = annealed_importance_sampling(density, **options(density, precision=BFloat16Products(), checkpoint=file))
-    again = annealed_importance_sampling(density, **options(density, precision=BFloat16Products(), checkpoint=file))
+    first = annealed_importance_sampling(density, **options(density, precision=LOW, checkpoint=file))
+    again = annealed_importance_sampling(density, **options(density, precision=LOW, checkpoint=file))
     assert torch.equal(first.log_weights, again.log_weights)
     with pytest.raises(CheckpointError, match="another precision"):
         annealed_importance_sampling(density, **options(density, checkpoint=file))
@@ -98,5 +105,5 @@ def test_a_file_of_another_precision_is_refused(tmp_path):
 
 def test_precisions_are_objects():
     density = LinearGaussian.simulated(4, 5, 2)
-    with pytest.raises(TypeError, match=r"precision must be an object such as BFloat16Products\(\)"):
+    with pytest.raises(TypeError, match="precision must be a Precision, such as"):
         annealed_importance_sampling(density, **options(density, precision="bfloat16"))

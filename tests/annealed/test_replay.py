@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from avbvi.annealed import BFloat16Products, GaussianStart, PriorStart, SigmoidTemperatures, chains, evaluation
+from avbvi.annealed import GaussianStart, PriorStart, SigmoidTemperatures, chains, evaluation
 from avbvi.annealed.chains import BackwardAnnealing, ForwardAnnealing
 from avbvi.annealed.noise import Keys
 from avbvi.annealed.path import Path
 from avbvi.annealed.precision import LowPrecisionDensity
 from avbvi.annealed.replay import Replayed
 from avbvi.capture.straight import StraightLine
+from avbvi.precision import Precision
 from tests.annealed.known import LinearGaussian
 from tests.annealed.test_evaluation import vae_density
 from tests.capture.tape import TapeBackend
@@ -26,7 +27,7 @@ def annealing(density, *, start=None, low: bool = False, recorded: bool = False,
     torch.manual_seed(0)
     batch, dim = density.batch, density.dim
     begin = GaussianStart(torch.zeros(batch, dim), torch.ones(batch, dim)) if start is None else start
-    seen = LowPrecisionDensity(density, BFloat16Products()) if low else density
+    seen = LowPrecisionDensity(density, Precision(autocast=torch.bfloat16)) if low else density
     path = Path(seen, begin, exact=density if low else None, recorded=recorded)
     return ForwardAnnealing(
         path, SigmoidTemperatures(count).betas(), chains=3, leapfrog_steps=2, target_acceptance=0.65, keys=Keys(4)
