@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..arguments import device_of, flag, instance, integer, keywords, number, seed_number
+from ..arguments import device_of, flag, integer, keywords, seed_number
 from ..checkpoints import StrPath
 from ..devices import moved
 from ..errors import ModelError
@@ -27,7 +27,8 @@ from .path import Path
 from .precision import LowPrecisionDensity
 from .problems import Frozen, Problem, Start, is_random
 from .saved import Record, RecordFile, check_same_density
-from .temperatures import SigmoidTemperatures, Temperatures
+from .settings import Settings
+from .temperatures import Temperatures
 
 
 def annealed_importance_sampling(
@@ -105,7 +106,7 @@ def annealed_importance_sampling(
     Source: Neal (2001), Annealed importance sampling, Statistics and Computing 11; Wu, Burda, Salakhutdinov and Grosse
     (2017), On the quantitative analysis of decoder-based generative models, ICLR.
     """
-    settings = _Settings.checked(
+    settings = Settings.checked(
         temperatures, chains, leapfrog_steps, target_acceptance, chains_at_once, precision, first_datum
     )
     problem = _problem(model, args, model_kwargs, start, guide, batch_size, device, vectorize)
@@ -152,60 +153,13 @@ def bidirectional_sandwich(
     Source: Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo;
     Wu et al. (2017), section 3.3.
     """
-    settings = _Settings.checked(
+    settings = Settings.checked(
         temperatures, chains, leapfrog_steps, target_acceptance, chains_at_once, precision, first_datum
     )
     problem = _problem(model, args, model_kwargs, start, guide, batch_size, device, vectorize)
     run = _Run(problem, settings, checkpoint, both=True)
     run.go(seed_number(seed), device_of(device), progress=flag("progress", progress))
     return run.sandwich()
-
-
-class _Settings(NamedTuple):
-    """How the chains run."""
-
-    temperatures: Temperatures
-    chains: int
-    leapfrog_steps: int
-    target_acceptance: float
-    chains_at_once: int | None
-    precision: Precision
-    first_datum: int
-
-    @classmethod
-    def checked(
-        cls,
-        temperatures: Temperatures | None,
-        chains: int,
-        leapfrog_steps: int,
-        target_acceptance: float,
-        chains_at_once: int | None,
-        precision: Precision | None,
-        first_datum: int,
-    ) -> _Settings:
-        if temperatures is None:
-            temperatures = SigmoidTemperatures(1000)
-        instance("temperatures", temperatures, Temperatures, "a schedule such as SigmoidTemperatures(1000)")
-        if not 0.0 < number("target_acceptance", target_acceptance) < 1.0:
-            raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
-        precision = Precision() if precision is None else precision
-        instance("precision", precision, Precision, "a Precision, such as Precision(autocast=torch.bfloat16)")
-        return cls(
-            temperatures, integer("chains", chains, 1), integer("leapfrog_steps", leapfrog_steps, 1),
-            float(target_acceptance), None if chains_at_once is None else integer("chains_at_once", chains_at_once, 1),
-            precision, integer("first_datum", first_datum, 0),
-        )  # fmt: skip
-
-    def plain(self) -> dict[str, Any]:
-        """What a run must share with the file that it resumes."""
-        return {
-            "temperatures": self.temperatures.betas().tolist(),
-            "chains": self.chains,
-            "leapfrog_steps": self.leapfrog_steps,
-            "target_acceptance": self.target_acceptance,
-            "precision": self.precision.settings(),
-            "first_datum": self.first_datum,
-        }
 
 
 def _problem(
@@ -235,7 +189,7 @@ class _Run:
 
     record: Record
 
-    def __init__(self, problem: Problem, settings: _Settings, checkpoint: StrPath | None, *, both: bool) -> None:
+    def __init__(self, problem: Problem, settings: Settings, checkpoint: StrPath | None, *, both: bool) -> None:
         self.problem, self.settings, self.both = problem, settings, both
         self.file = RecordFile(checkpoint)
         self.betas = settings.temperatures.betas()
@@ -315,11 +269,8 @@ class _Run:
                 start = problem.start_of(part, density, arguments)
                 recorded = False
             settings = self.settings
-            seen = (
-                density
-                if settings.precision in (None, Precision())
-                else LowPrecisionDensity(density, settings.precision)
-            )
+            full = settings.precision == Precision()
+            seen = density if full else LowPrecisionDensity(density, settings.precision)
             path = Path(
                 seen, start, exact=None if full else density, chains_at_once=settings.chains_at_once,
                 recorded=recorded,
