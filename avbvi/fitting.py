@@ -163,7 +163,9 @@ def fit(
         kwargs = {k: moved(v, device) for k, v in kwargs.items()}
         for module in modules_of(model).values():
             module.to(device)
-    where: AbstractContextManager[Any] = nullcontext() if device is None else torch.device(device)
+    # As a context the default device costs some milliseconds at every step.
+    elsewhere = device is not None and device != torch.get_default_device()
+    where: AbstractContextManager[Any] = torch.device(device) if elsewhere else nullcontext()  # type: ignore[arg-type]
     with seeded(seed), where:
         kind = AmortisedRun if amortised else Trainer
         guide, elbo = guide or AVBGuide(model), elbo or AdversarialELBO()

@@ -121,9 +121,13 @@ class ScheduledAdam(torch.optim.Adam):
         *,
         factor: Callable[[], float],
     ) -> None:
+        self._rates: list[float] = []
         super().__init__(params, lr=lr, betas=betas, fused=True)
         self._factor = factor
-        self._rates = [float(group["lr"]) for group in self.param_groups]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._rates.append(float(self.param_groups[-1]["lr"]))
 
     def step(self, closure: Any = None) -> Any:
         for group, lr in zip(self.param_groups, self._rates, strict=True):
