@@ -105,6 +105,7 @@ def vae(
     *,
     contrast: Any = None,
     sampled: bool = False,
+    tensors: bool = False,
     seed: int | None = 3,
     steps: int = STEPS,
     checkpoint: Any = None,
@@ -116,7 +117,10 @@ def vae(
     with briefly():
         model = VAE(declared, scale, normalised)
         data = TensorDataset(pixels())
-        if sampled and torch.distributed.is_initialized():
+        loader: DataLoader[Any]
+        if tensors:
+            loader = avbvi.TensorLoader(pixels(), batch_size=batch_size, shuffle=True)
+        elif sampled and torch.distributed.is_initialized():
             own = DistributedSampler(data, shuffle=False)
             loader = DataLoader(data, batch_size=batch_size // 2, sampler=own)
         elif sampled:

@@ -80,9 +80,10 @@ def same(processes: Processes, fit: Callable[..., Outcome], *args: Any, **option
         {"declared": False, "steps": 30},  # the plate is no larger than the minibatch: the loss is a sum
         {"batch_size": 7, "steps": 30},  # and a last one of 5: parts of different sizes
         {"sampled": True, "steps": 30},
+        {"tensors": True, "steps": 30},
         {"normalised": True, "steps": 20},
     ],
-    ids=["divided", "sum", "unequal", "sampler", "moments"],
+    ids=["divided", "sum", "unequal", "sampler", "tensors", "moments"],
 )
 def test_vae(options: dict[str, Any], processes: Processes) -> None:
     if options.get("normalised"):
