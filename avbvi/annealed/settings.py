@@ -8,6 +8,9 @@ from ..arguments import instance, integer, number
 from ..precision import Precision
 from .temperatures import SigmoidTemperatures, Temperatures
 
+#: Numbers that data may have, far below where integers overflow.
+MOST_DATA = 2**53
+
 
 class Settings(NamedTuple):
     """How the chains run."""
@@ -38,10 +41,12 @@ class Settings(NamedTuple):
             raise ValueError(f"target_acceptance must lie between 0 and 1, found {target_acceptance}")
         precision = Precision() if precision is None else precision
         instance("precision", precision, Precision, "a Precision, such as Precision(autocast=torch.bfloat16)")
+        if integer("first_datum", first_datum, 0) > MOST_DATA:
+            raise ValueError(f"first_datum must be at most {MOST_DATA}, found {first_datum}")
         return cls(
             temperatures, integer("chains", chains, 1), integer("leapfrog_steps", leapfrog_steps, 1),
             float(target_acceptance), None if chains_at_once is None else integer("chains_at_once", chains_at_once, 1),
-            precision, integer("first_datum", first_datum, 0),
+            precision, int(first_datum),
         )  # fmt: skip
 
     def plain(self) -> dict[str, Any]:

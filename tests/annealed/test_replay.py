@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from avbvi.annealed import GaussianStart, PriorStart, SigmoidTemperatures, chains, evaluation
+from avbvi.annealed import (
+    GaussianStart,
+    PriorStart,
+    SigmoidTemperatures,
+    annealed_importance_sampling,
+    chains,
+    evaluation,
+)
 from avbvi.annealed.chains import BackwardAnnealing, ForwardAnnealing
 from avbvi.annealed.noise import Keys
 from avbvi.annealed.path import Path
@@ -140,3 +147,49 @@ def test_a_model_that_reads_back_is_run_as_it_is_and_the_reason_logged(tapes, ca
     assert "reads numbers back" in str(tapes[0].reason)
     assert caplog.text.count("not captured as a CUDA graph") == 1
     assert torch.equal(run.log_weights, finished(annealing(plain)).log_weights)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("what", ["density", "Pyro model"])
+@pytest.mark.parametrize("precision", [None, Precision(tf32=True), Precision(autocast=torch.bfloat16)])
+def test_a_gpu_captures_chains_and_gives_the_figures_of_the_cpu(what, precision, monkeypatch):
+    made: list[Replayed] = []
+    plain = chains.repeated
+
+    def kept(step, device):
+        made.append(plain(step, device))
+        return made[-1]
+
+    vae, _ = vae_density(40)
+    x = (torch.rand(40, 16, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    density = LinearGaussian.simulated(40, 6, 3)
+    results = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(chains, "repeated", kept if device == "cuda" else plain)
+        start = GaussianStart(torch.zeros(40, 3, device=device), torch.ones(40, 3, device=device))
+        options = {
+            "start": start,
+            "temperatures": SigmoidTemperatures(20),
+            "chains": 30,
+            "leapfrog_steps": 2,
+            "seed": 0,
+            "device": device,
+            "progress": False,
+            "precision": precision if device == "cuda" else None,
+        }
+        if what == "density":
+            here = LinearGaussian(*(t.to(device) for t in (density.x, density.weight, density.bias)), density.noise)
+            results.append(annealed_importance_sampling(here, **options))
+        else:
+            results.append(annealed_importance_sampling(vae.to(device).model, x.to(device), **options))
+    assert [replayed.reason for replayed in made] == [None]
+    assert made[0]._captured.replays > 10
+    cpu, gpu = (result.log_weights.cpu() for result in results)
+    if precision is None:
+        # The same noise: chains part where a rounding decides on an acceptance, which is rare.
+        near = ((cpu - gpu).abs() < 1e-2).double().mean()
+        assert float(near) > 0.95
+    difference = (results[0].log_evidence - results[1].log_evidence.cpu()).mean()
+    error = (results[0].stderr.square().sum() + results[1].stderr.cpu().square().sum()).sqrt() / 40
+    assert abs(float(difference)) < 4.0 * float(error)

@@ -268,6 +268,35 @@ def test_float32_is_given_up_after_the_first_tile_where_it_proves_little(monkeyp
     assert calls.count(torch.float64) == 10
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_a_gpu_gives_the_distances_of_a_tree(case: str, precision: str) -> None:
+    x, y = CASES[case](draws(3000, 9, 1)), CASES[case](draws(5000, 9, 2))
+    expected, _ = cKDTree(y.numpy()).query(x.numpy(), 5)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for tiles in (Tiles(), Tiles(memory=2**20)):
+            found = nearest(x.cuda(), y.cuda(), 5, tiles=tiles)
+            torch.testing.assert_close(found.distance.cpu(), torch.from_numpy(expected), rtol=1e-12, atol=0.0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpus_memory_is_bounded_by_the_budget() -> None:
+    n, dim, memory = 200_000, 10, 2**28
+    x = torch.randn(n, dim, dtype=torch.float64, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    nearest(x, x, 3, same=True, tiles=Tiles(memory=memory))
+    # Beside the tiles the points once more in single and, for rows that need it, double precision, and the results.
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * memory + 12 * 8 * n * 3
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_points() -> None:
     x = draws(100_000, 10, 1)
