@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -44,6 +45,16 @@ def posteriordb() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference posteriors in {folder}; set AVBVI_POSTERIORDB")
     return folder
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two processes of one group (:class:`tests.processes.Processes`), started by the first work they get."""
+    from tests.processes import Processes
+
+    made = Processes(tmp_path_factory.mktemp("processes"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -37,12 +37,13 @@ N, WIDTH, LATENT = 40, 6, 2
 
 @dataclass
 class Outcome:
-    """What a fit has come to: losses of its steps, state of guide and model, figures of the verdict."""
+    """What a fit has come to: losses of its steps, state of guide and model, the verdict, and how steps were taken."""
 
     elbos: Tensor
     state: dict[str, Tensor]
     skipped: int
     verdict: Any
+    execution: str
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def briefly(traced: bool = False) -> Iterator[None]:
 def outcome(posterior: Any, *modules: nn.Module) -> Outcome:
     state = {f"{i}.{k}": v.detach().clone() for i, m in enumerate(modules) for k, v in m.state_dict().items()}
     run = posterior.run
-    return Outcome(torch.tensor(run.history["elbo"]), state, run.skipped_steps, posterior.verdict)
+    return Outcome(torch.tensor(run.history["elbo"]), state, run.skipped_steps, posterior.verdict, run.execution)
 
 
 # -- a variational autoencoder ---------------------------------------------------------------------------

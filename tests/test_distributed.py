@@ -4,7 +4,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,6 @@ from tests.processes import PATIENCE, SIZE, Processes, Raised
 
 #: Rounding of sums that are taken in another order, after 100 steps in double precision.
 ROUNDING = 1e-9
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    made = Processes(tmp_path_factory.mktemp("processes"))
-    yield made
-    made.close()
 
 
 def answers(found: list[Any]) -> list[Any]:
@@ -134,6 +127,7 @@ def test_by_the_clock(processes: Processes) -> None:
     found = answers(processes(partial(vae, minutes=0.01)))
     check_same_on_both(found)
     assert len(found[0].elbos) > 2
+    assert "exchange gradients" in found[0].execution
 
 
 # -- what is divided -------------------------------------------------------------------------------------
@@ -363,7 +357,7 @@ def svi(steps: int) -> Outcome:
             part = whole.reshape(distributed.world_size(), -1, WIDTH)[distributed.rank()]
             losses.append(step.step(part))
         state = {k: v.detach().clone() for k, v in (guide.state_dict() | model.state_dict()).items()}
-        return Outcome(torch.tensor(losses), state, 0, None)
+        return Outcome(torch.tensor(losses), state, 0, None, "")
 
 
 def test_svi(processes: Processes) -> None:

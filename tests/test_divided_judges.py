@@ -1,7 +1,6 @@
 """Judgements by two processes: those of one, or of each part by itself."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,13 +19,6 @@ from avbvi.hmc import run_hmc
 from tests.processes import Processes, Raised
 
 DATA, CHAINS = 64, 400
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    made = Processes(tmp_path_factory.mktemp("processes"))
-    yield made
-    made.close()
 
 
 def answers(found: list[Any]) -> list[Any]:
