@@ -269,9 +269,11 @@ def same_generators() -> None:
 
 
 def _sent(tensor: Tensor) -> Tensor:
-    """The tensor where it can be sent from: counters of a guide on a GPU lie on the host."""
-    where = device()
-    return tensor if where is None else tensor.to(where)
+    """The tensor where it can be sent from.
+
+    NCCL sends from the GPU, and counters of a guide lie on the host; Gloo gathers from the host alone.
+    """
+    return tensor.to(device() or "cpu")
 
 
 def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
