@@ -149,7 +149,11 @@ def _whereabouts(guide: AVBGuide) -> tuple[int, int]:
 
 def annealing(guide: AVBGuide) -> tuple[Tensor, ...]:
     """The guide's inverse temperature as a tensor () that a graph reads anew, nothing where it is 1."""
-    return () if is_one(guide._beta) else (torch.as_tensor(guide._beta).to(guide.anchor),)
+    if is_one(guide._beta):
+        return ()
+    # Not as_tensor for both: it would move a tensor to the default device.
+    beta = guide._beta if isinstance(guide._beta, Tensor) else torch.tensor(guide._beta)
+    return (beta.to(guide.anchor),)
 
 
 @contextmanager

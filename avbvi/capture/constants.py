@@ -17,7 +17,7 @@ class Constants(TorchFunctionMode):
     """Context in which ``torch.tensor`` of the same plain numbers is made once and cloned from then on.
 
     Models are full of such constants, ``dist.Normal(0.0, 1.0)`` among them. On a GPU each would be a copy that blocks;
-    a clone is a kernel like any other. Keep the object from step to step.
+    a clone is a kernel like any other. Keep the object from step to step, under one default device.
     """
 
     def __init__(self) -> None:
@@ -33,9 +33,8 @@ class Constants(TorchFunctionMode):
         plain = _plain(args[0])
         if plain is None:
             return func(*args, **kwargs)
-        device = kwargs.get("device")
-        where = torch.get_default_device() if device is None else torch.device(device)
-        key = (func, plain, torch.get_default_dtype(), where, tuple(sorted(kwargs.items(), key=str)))
+        # A run has one default device, and asking for it may make a tensor of Python's numbers itself.
+        key = (func, plain, torch.get_default_dtype(), tuple(sorted(kwargs.items(), key=str)))
         if key not in self._known:
             made = func(*args, **kwargs)
             if len(self._known) >= MOST:  # no constants, then, but numbers that are others at every step
