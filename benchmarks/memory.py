@@ -341,7 +341,7 @@ def apart(work: Callable[[], Row | list[Row]]) -> list[Row]:
 def pieces(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Callable[[], Row | list[Row]]]]:
     """The work of the chosen parts."""
     if "leak" in options.parts:
-        for name in LEAKS:
+        for name in options.leaks:
             yield "leak", partial(leak, name, options.steps)
     if "data" in options.parts:
         for method, size in itertools.product(LOADERS, options.megabytes):
@@ -354,6 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Run the parts, print what they find, save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--leaks", nargs="+", choices=LEAKS, default=list(LEAKS), help="runs that are searched")
     parser.add_argument("--steps", type=int, default=100_000, help="of each run that is searched for leaks")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 1000], help="sizes of data")
     parser.add_argument("--quick", action="store_true", help="short runs, nothing saved")
@@ -372,7 +373,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         commit = record.git_commit()
         path = record.RESULTS / f"{NAME}.json"
         saved = record.load(NAME)["records"] if path.exists() else []
-        others = [row for row in saved if row["target"] not in options.parts]
+        others = [
+            row
+            for row in saved
+            if row["target"] not in options.parts or (row["target"] == "leak" and row["method"] not in options.leaks)
+        ]
         print(record.save(NAME, [*others, *({**row, "commit": commit} for row in rows)]))
     return rows
 

@@ -128,7 +128,8 @@ def test_rows_of_other_parts_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory.record, "load", partial(record.load, folder=tmp_path))
     assert len(memory.main(["--parts", "leak", "--quick"])) == 4
     assert not list(tmp_path.iterdir())
-    memory.main(["--parts", "leak", "--steps", "7"])
+    for names in (["stages", "svi"], ["amortised"], ["amortised, read every ten steps"], ["svi"]):
+        memory.main(["--parts", "leak", "--steps", "7", "--leaks", *names])
     memory.main(["--parts", "data", "--megabytes", "1", "2"])
     memory.main(["--parts", "data", "--megabytes", "3"])
     saved = json.loads((tmp_path / "memory.json").read_text())["records"]
