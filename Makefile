@@ -64,6 +64,11 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.relatives
 	$(BIN)/python -m benchmarks.mnist --seeds 3 --test-images 256 --temperatures 200 --piece-minutes 120
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.time_to_kl
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.report
 
 .PHONY: clean

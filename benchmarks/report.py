@@ -16,7 +16,10 @@ from benchmarks import (
     objective_tables,
     record,
     relative_tables,
+    scale_tables,
+    speed_tables,
     tables,
+    time_to_kl,
     trust_tables,
 )
 from benchmarks.tables import Row
@@ -203,6 +206,11 @@ BOARDS = {
     "objectives": objectives,
     "family": family,
     "linear_gaussian": linear_gaussian,
+    "speed": lambda records: (speed_tables.table(records), {}),
+    "time_to_kl": lambda records: ({"time to kl": time_to_kl.table(records)}, {}),
+    "memory": lambda records: (scale_tables.memory(records), {}),
+    "scale": lambda records: (scale_tables.scale(records), {}),
+    "distributed": lambda records: (scale_tables.distributed(records), {}),
 }
 
 
