@@ -39,11 +39,11 @@ def knn_kl(x: Draws, y: Draws, k: int = 3, *, chunk_size: int | None = None, mem
         x: draws of q, shape (n, d), n >= k + 1; tensor (CPU or CUDA) or array, any real dtype.
         y: draws of p, shape (m, d), m >= k; m may differ from n. Moved to x's device.
         k: number of the neighbour; small values are the least biased.
-        chunk_size: rows of x in a tile where no tree is used (d >= 8 but for very many points, or CUDA); as many
+        chunk_size: rows of x in a tile where no tree is used (d >= 10, 8 and 9 but for many points, or CUDA); as many
             as fit by default. It changes the time alone.
         memory: bytes that a tile and all that is made of it may take, however many points there are; 32 MiB by default
             on the CPU, 2 GiB on CUDA, or an eighth of what is free there. The samples themselves, in float64, and one
-            of them in single precision come on top.
+            of them again, in single precision or where that does not suffice in double, come on top.
 
     Returns:
         The divergence in nats with its standard error. Distances are evaluated in float64.

@@ -27,7 +27,7 @@ __all__ = ["Neighbours", "Tiles", "nearest"]
 # that the tree's time, which grows more slowly, is the shorter one again.
 TREE_DIMENSIONS = 7
 # Points from which on a tree is still faster in one dimension more than the last, measured with normals on one core.
-TREE_POINTS = {8: 20_000, 9: 200_000, 10: 700_000}
+TREE_POINTS = {8: 20_000, 9: 200_000}
 # Bytes of a tile and all that is made of it when `memory` is left open; on CUDA at most an eighth of what is free.
 BYTES_CPU, BYTES_CUDA, FREE_SHARE_CUDA = 2**25, 2**31, 8
 # On the CPU the products of a tile stay in the cache.
