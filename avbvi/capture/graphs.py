@@ -30,6 +30,9 @@ class Graph(Protocol):
 class Backend(Protocol):
     """Captures steps: CUDA's graphs, or what stands for them in tests."""
 
+    #: Where the steps compute.
+    device: torch.device
+
     def aside(self) -> AbstractContextManager[None]:
         """Context of warm-up runs."""
 
@@ -51,14 +54,14 @@ class CudaBackend:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """A stream of its own, in order with the current one."""
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             yield
@@ -78,7 +81,7 @@ class CudaBackend:
 
     def capture(self, step: Step) -> Graph:
         graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         try:
             # Other threads (a loader's, say) may go on with what is not allowed in this one meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -90,7 +93,7 @@ class CudaBackend:
 
     def renew(self) -> None:
         # A replay may be under way, and memory that no graph holds any more can't be shared by the next ones.
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(self.device)
         self._pool = torch.cuda.graph_pool_handle()
 
 
@@ -153,7 +156,11 @@ class CapturedStep:
 
     def _inspect(self) -> None:
         found: list[str] = []
-        with self._backend.aside(), self._backend.watched(found), StraightLine(self._host) as line:
+        with (
+            self._backend.aside(),
+            self._backend.watched(found),
+            StraightLine(self._host, self._backend.device) as line,
+        ):
             self._step()
         found = line.found + found
         if found:

@@ -41,13 +41,16 @@ class StraightLine(TorchDispatchMode):
 
     Args:
         host: tensors that stay on the host and may be read there.
+        device: where the step computes. What is done elsewhere waits for nothing; a graph takes it for constant, which
+            random numbers are not.
 
     Attributes:
         found: descriptions of what was noted, in order, without repetition.
     """
 
-    def __init__(self, host: Iterable[Tensor] = ()) -> None:
+    def __init__(self, host: Iterable[Tensor] = (), device: torch.device | str = "cpu") -> None:
         super().__init__()
+        self._kind = torch.device(device).type
         self._host = {id(tensor): tensor for tensor in host}
         self.found: list[str] = []
 
@@ -56,13 +59,22 @@ class StraightLine(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[-1]
-        wrong = None if args and id(args[0]) in self._host else _wrong(name, args, kwargs)
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        elsewhere = first is not None and (first.device.type != self._kind or id(first) in self._host)
+        wrong = None if elsewhere else _wrong(name, args, kwargs)
         result = func(*args, **kwargs)
         if wrong is None and name in COPIES:
             wrong = _crossing(name, args, result)
+        if wrong is None and torch.Tag.nondeterministic_seeded in func.tags:
+            wrong = self._drawn_elsewhere(name, result)
         if wrong is not None and wrong not in self.found:
             self.found.append(wrong)
         return result
+
+    def _drawn_elsewhere(self, name: str, result: Any) -> str | None:
+        if isinstance(result, Tensor) and result.device.type != self._kind:
+            return f"{name} draws on {result.device.type}: its numbers would be the same in each replay"
+        return None
 
 
 def _wrong(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -72,7 +84,8 @@ def _wrong(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | No
         return f"{name} makes a tensor of Python's numbers"
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
         masks = (i for i in args[1] if isinstance(i, Tensor))
-        if any(i.dtype in (torch.bool, torch.uint8) for i in masks):
+        fills = name != "index" and isinstance(args[2], Tensor) and args[2].numel() == 1
+        if not fills and any(i.dtype in (torch.bool, torch.uint8) for i in masks):
             return f"{name} with a mask: its shape depends on numbers"
     if name == "multinomial":
         replacement = args[2] if len(args) > 2 else kwargs.get("replacement", False)

@@ -43,6 +43,8 @@ class Tape(TorchDispatchMode):
 class TapeBackend:
     """Captures steps on tapes."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.captures = self.renewals = 0
 

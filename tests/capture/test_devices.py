@@ -100,7 +100,7 @@ def test_a_step_stays_on_its_device(name: str, default: str, monkeypatch: pytest
         arithmetic = StepArithmetic(model, guide, elbo, TrainingState(guide, elbo, 1e-3), {})
         numbers, constants = torch.empty(5, dtype=torch.float64, device="meta"), Constants()
         for _ in range(2):
-            with torch.device(default), constants, StraightLine(on_host(guide)) as line:
+            with torch.device(default), constants, StraightLine(on_host(guide), "meta") as line:
                 result = arithmetic(plan.filled(numbers), args, moves=not bool(guide.polishing))
     assert (result.shape, result.device.type) == ((RESULTS,), "meta")
     assert line.found == []

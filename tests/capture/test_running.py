@@ -238,6 +238,7 @@ def test_after_a_rollback_steps_are_captured_anew(monkeypatch: pytest.MonkeyPatc
     assert_same_run(replayed, fitted("parameters", steps=120, capture=True))
     assert replayed[0].rollbacks == 1
     assert backend.captures == KINDS["parameters"] + 1
+    assert backend.renewals == 3  # after the rollback, at the polish and at the end
 
 
 def test_what_can_t_be_captured_says_so_and_runs(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

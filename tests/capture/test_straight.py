@@ -51,6 +51,8 @@ def test_all_else_passes() -> None:
         y = torch.where(info == 0, factor, SQUARE) @ x[k].mT
         y = torch.where(torch.isfinite(y), y, 0.0).lerp(y, torch.ones(()))
         torch.autograd.grad(y.logsumexp(0).sum(), x)
+        y = y.clone()
+        y[y.detach() > 1e6] = 0.0 * y.detach().sum()  # fills, whatever the mask
         torch.randn(3, device="cpu").to(torch.float64).clamp_max(0.5)
     assert line.found == []
 
@@ -60,6 +62,18 @@ def test_what_stays_on_the_host_may_be_read_there() -> None:
     with StraightLine([count]) as line:
         assert int(count) == 3
     assert line.found == []
+
+
+def test_what_is_done_on_the_host_is_constant_and_random_numbers_are_not() -> None:
+    with StraightLine(device="meta") as line:
+        half = 0.5 * float(X.sum())
+        torch.tensor([half, 2.0])
+        X[MASK] = X[MASK].clone()
+    assert line.found == []
+    with StraightLine(device="meta") as line:
+        torch.randperm(4)
+        torch.randn(3, device="meta").sum()
+    assert line.found == ["randperm draws on cpu: its numbers would be the same in each replay"]
 
 
 def test_constants_are_made_once_and_are_the_same() -> None:
