@@ -26,10 +26,11 @@ from .annealed import (
     annealed_importance_sampling,
     bidirectional_sandwich,
 )
-from .array_files import ArrayFileDataset
-from .block_shuffle import BlockShuffleSampler
 from .calibration import sbc
 from .contrasts import Contrast, GaussianContrast, MixtureContrast, PriorContrast
+from .data.array_files import ArrayFileDataset
+from .data.block_shuffle import BlockShuffleSampler
+from .data.tensor_loader import TensorLoader
 from .diagnostics import Verdict
 from .distributions import ImplicitDistribution
 from .divergences import classifier_two_sample_test, kl_lower_bound, knn_kl
@@ -64,6 +65,7 @@ from .objectives import (
     TriangularDiscrimination,
 )
 from .posterior import Posterior
+from .precision import Precision
 from .ranks import Calibration
 from .reference import HMCPosterior, hmc_posterior
 from .refinement import Refinement
@@ -71,7 +73,6 @@ from .sample_figures import bits_per_dimension, inception_score, rmse
 from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .stopping import Stopping
-from .tensor_loader import TensorLoader
 from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
 
 __version__ = "0.1.0"
@@ -135,6 +136,7 @@ __all__ = [
     "Objective",
     "PearsonChiSquared",
     "Posterior",
+    "Precision",
     "PriorContrast",
     "ReconstructionELBO",
     "Refinement",

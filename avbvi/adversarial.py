@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .adversaries import Hint
-from .compiled_step import CompiledStep, annealed_by, annealing
 from .control import Factor, StepPlan
-from .division import check_hint, draws_divided, everyones_draws, hint_shared, own_part
+from .divided.division import check_hint, draws_divided, everyones_draws, hint_shared, own_part
 from .guides import AVBGuide
 from .hints import hint_at
 from .masking import unless
 from .optimisers import AdversaryAdam
+from .recording.steps import CompiledStep, annealed_by, annealing
 from .schedules import Schedule
 
 WARM_UP_STEPS = 100
@@ -195,7 +195,7 @@ def prepared(guide: AVBGuide, base_q: Tensor, *beta: Tensor, count: int) -> tupl
     The contrast follows the draws of q, base_q (count * batch, base_dim), and gives as many of its own; of several
     processes these are the draws of all, and what is seen is this one's. Each step's draws lie side by side, those of q
     before those of r: (2 * count * batch, ...). ``beta``: see
-    :func:`~avbvi.compiled_step.annealing`.
+    :func:`~avbvi.recording.steps.annealing`.
     """
     adversary, contrast = guide.part("adversary"), guide.part("contrast")
     contrast.update(base_q)

@@ -7,10 +7,10 @@ from typing import Any
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
-from .compiled_step import CompiledStep, annealed_by, annealing
 from .distributions import Draw
-from .division import own_part, share_of_draws, whole_number
+from .divided.division import own_part, share_of_draws, whole_number
 from .guides import AVBGuide
+from .recording.steps import CompiledStep, annealed_by, annealing
 from .targets import UnconstrainedTarget
 
 

@@ -1,8 +1,8 @@
 """Several processes on one fit: which they are, and what they tell each other.
 
 Every process makes the same calls. Searches, looks at a run's health and verdicts are repeated by each of them from the
-same seed; the draws or data of a training step are divided (:mod:`avbvi.division`), its gradients are averaged. What a
-run decides is what the first process decides.
+same seed; the draws or data of a training step are divided (:mod:`avbvi.divided.division`), its gradients are averaged.
+What a run decides is what the first process decides.
 
 Nothing is shared outside of :func:`together`, which :func:`avbvi.fit` enters by itself where a process group is there.
 Independent fits in the processes of one group, those of a simulation study, say, belong into :func:`alone`.

@@ -18,17 +18,17 @@ from torch import Tensor
 from .amortised.guide import AmortisedAVBGuide
 from .annealing import Annealed
 from .arguments import flag, instance, integer, positive_integer, positive_number
-from .compiled_step import CompiledStep
 from .control import StepPlan
 from .diagnostics import choose_stage
 from .direct import is_direct, loss_and_gradients, negative_elbo
 from .distributed import agreed
-from .divided_steps import averaged, copy_start, divided
+from .divided.steps import averaged, copy_start, divided
 from .errors import NonFiniteError
 from .gradients import StepGuard, explain_non_finite, with_gradient
 from .guides import ADVERSARIAL, TRUNK, AVBGuide
 from .optimisers import scheduled_adam
 from .particles import PARTICLES, PARTICLES_PER_DATUM, default_adversary_batch, set_particles, set_plate_nesting
+from .recording.steps import CompiledStep
 from .schedules import Clock, OpenEnded, Schedule
 from .targets import Model
 from .trainers import Trainers, avb_guides

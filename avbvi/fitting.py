@@ -21,8 +21,9 @@ from .arguments import (
     positive_number,
     seed_number,
 )
-from .batches import is_loader, length_of
 from .checkpoints import check_path
+from .data.batches import is_loader, length_of
+from .data.tensor_loader import TensorLoader
 from .devices import moved
 from .elbo import AdversarialELBO
 from .guides import AVBGuide
@@ -33,7 +34,6 @@ from .rng import seeded
 from .schedules import OpenEnded
 from .stopping import Stopping
 from .targets import Model
-from .tensor_loader import TensorLoader
 from .training import Trainer
 
 DEFAULT_STEPS = 5000

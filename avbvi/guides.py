@@ -20,7 +20,7 @@ from .contrasts import Contrast, MixtureContrast, PriorContrast
 from .control import Factor, is_one
 from .diagnostics import StageComparison
 from .distributions import Draw, ImplicitDistribution
-from .division import own_draws
+from .divided.division import own_draws
 from .hints import hint
 from .host_buffers import HostBuffers
 from .layout import LatentLayout

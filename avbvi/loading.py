@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .amortised.posterior import AmortisedPosterior
 from .arguments import function, instance
-from .batches import is_loader, reference_batch
 from .checkpoints import read_file
+from .data.batches import is_loader, reference_batch
 from .diagnostics import Verdict
 from .errors import CheckpointError
 from .guides import AVBGuide

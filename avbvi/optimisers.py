@@ -14,7 +14,7 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
 from .control import Factor
-from .division import average_
+from .divided.division import average_
 from .errors import CheckpointError
 from .gradients import GradientBound, MaskedBound
 from .masking import make_capturable, skipping

@@ -21,8 +21,8 @@ from torch.distributions import constraints
 from .errors import ModelError
 from .layout import LatentLayout
 from .log_density import LogDensity
+from .recording.densities import TracedDensity
 from .rng import seeded
-from .traced_density import TracedDensity
 
 Model = Callable[..., Any]
 PARTICLES = "_avbvi_particles"
@@ -101,7 +101,7 @@ class UnconstrainedTarget:
         """Context in which the log-density comes from recordings of the model, which is run anew only now and then.
 
         The arguments, and all else that the model reads, must not change meanwhile. Where it can't be recorded it is
-        run as it is, and the :class:`~avbvi.traced_density.TracedDensity` says why.
+        run as it is, and the :class:`~avbvi.recording.densities.TracedDensity` says why.
         """
         traced = self.traced = TracedDensity(self._log_prob)
         if not self.vectorize:

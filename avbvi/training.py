@@ -16,11 +16,12 @@ from pyro import poutine
 from tqdm.auto import tqdm
 
 from . import distributed
-from .batches import Batches
 from .capture.running import Execution, StepByStep, execution_of
+from .data.batches import Batches
+from .data.prefetch import batches_of
 from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
-from .divided_batches import divided_batches, own_part_of
-from .divided_runs import agreed_clock, agreed_judgement, average_buffers, check_start
+from .divided.batches import divided_batches, own_part_of
+from .divided.runs import agreed_clock, agreed_judgement, average_buffers, check_start
 from .elbo import AdversarialELBO
 from .errors import FitFailed, NonFiniteError
 from .guides import TRUNK, AVBGuide
@@ -29,14 +30,13 @@ from .interrupts import Interrupt
 from .model_state import claim_parameters, model_buffers, put_to_rest
 from .posterior import Posterior, guide_elbo
 from .precision import Precision, networks_of
-from .prefetch import batches_of
+from .recording.densities import TracedDensity
 from .recovery import Recovery
 from .rng import rng_untouched, seeded
 from .run_checkpoints import resume_run, save_run
 from .runs import Run, amended
 from .schedules import Clock, OpenEnded
 from .targets import Model
-from .traced_density import TracedDensity
 from .training_state import TrainingState, named_parameters
 
 RECORD_EVERY = 10

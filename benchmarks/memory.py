@@ -46,7 +46,7 @@ import avbvi
 from avbvi import AdversarialELBO, ArrayFileDataset, AVBGuide, JointAdversary, SemiImplicitSampler, TensorLoader
 from avbvi import fitting as fitting_module
 from avbvi.amortised.runs import AmortisedRun
-from avbvi.batches import LoaderBatches
+from avbvi.data.batches import LoaderBatches
 from avbvi.schedules import Schedule
 from avbvi.training import Trainer
 from benchmarks import record

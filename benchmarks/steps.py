@@ -21,8 +21,8 @@ import avbvi
 from avbvi.adversarial import WARM_UP_STEPS
 from avbvi.amortised.runs import AmortisedRun
 from avbvi.capture import running
-from avbvi.compiled_step import compiler
 from avbvi.direct import negative_elbo
+from avbvi.recording.steps import compiler
 from avbvi.rng import seeded
 from avbvi.training import RECORD_EVERY, Trainer
 from benchmarks import mnist, step_marks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import avbvi
-from avbvi.tensor_loader import TensorLoader
+from avbvi.data.tensor_loader import TensorLoader
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
 

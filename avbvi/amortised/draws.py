@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import Draw
-from ..division import own_data
+from ..divided.division import own_data
 from ..samplers import Sampler
 from .gaussians import Gaussians
 from .samplers import AmortisedSampler

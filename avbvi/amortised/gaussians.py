@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..division import own_data
+from ..divided.division import own_data
 from ..mixtures import inverse_factors
 from ..parts import zero_
 from ..trunks import standard_normal_log_prob

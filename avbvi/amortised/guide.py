@@ -20,7 +20,7 @@ from ..checks import check_latents, check_sampler
 from ..contrasts import Contrast
 from ..control import Factor, is_one
 from ..distributions import Draw, ImplicitDistribution
-from ..division import own_data
+from ..divided.division import own_data
 from ..errors import ModelError
 from ..guides import ADVERSARIAL, AVBGuide
 from ..rng import seeded

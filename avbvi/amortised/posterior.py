@@ -12,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ..arguments import device_of, fits_in_memory, instance, integer, real_tensor
-from ..batches import is_loader, one_pass, reference_batch
+from ..data.batches import is_loader, one_pass, reference_batch
 from ..devices import moved
 from ..diagnostics import Verdict
 from ..errors import ModelError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..division import own_stream
+from ..divided.division import own_stream
 from .target import DatumTarget, path_only
 
 

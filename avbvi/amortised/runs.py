@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import distributed
 from ..diagnostics import Verdict, limits
-from ..divided_batches import whole_size
+from ..divided.batches import whole_size
 from ..recovery import DRAWS, Level, Recovery, are_finite, broken_adversary, changed_spread
 from ..rng import seeded
 from ..training import Trainer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tracing import TracingError, record
+from ..recording.graphs import TracingError, record
 
 logger = logging.getLogger("avbvi")
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from ..batches import FixedArguments
-from ..compiled_step import CompiledStep, why_not_compiled
+from ..data.batches import FixedArguments
+from ..data.static_batches import StaticBatch
 from ..host_buffers import on_host
-from ..static_batches import StaticBatch
+from ..recording.steps import CompiledStep, why_not_compiled
 from .arithmetic import RESULTS, StepArithmetic, why_not_straight
 from .constants import Constants
 from .graphs import Backend, CapturedStep, CudaBackend, EagerTwin

@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from .. import distributed
-from ..division import divide
+from ..divided.division import divide
 
 __all__ = ["Neighbours", "Tiles", "nearest"]
 

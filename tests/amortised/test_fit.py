@@ -30,7 +30,7 @@ from avbvi import training as training_module
 from avbvi.amortised import runs as runs_module
 from avbvi.amortised.adversaries import InnerProductAdversary
 from avbvi.amortised.contrasts import ConditionalGaussianContrast
-from avbvi.batches import LoaderBatches
+from avbvi.data.batches import LoaderBatches
 from avbvi.fitting import DEFAULT_EPOCHS, DEFAULT_STEPS
 from avbvi.training import Trainer
 

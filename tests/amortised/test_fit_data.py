@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from avbvi import ArrayFileDataset, TensorLoader
 from avbvi import training as training_module
-from avbvi.batches import LoaderBatches
-from avbvi.prefetch import PrefetchedBatches
+from avbvi.data.batches import LoaderBatches
+from avbvi.data.prefetch import PrefetchedBatches
 
 from .known import LinearGaussian
 from .test_fit import BATCH, N, Stopped, assert_same, fit, rows, state_of, stop_after

@@ -14,7 +14,7 @@ import avbvi
 from avbvi import AdversarialELBO, AffineTrunk
 from avbvi import training as training_module
 from avbvi.capture import running
-from avbvi.static_batches import StaticBatch
+from avbvi.data.static_batches import StaticBatch
 from tests.capture import test_running
 from tests.capture.test_running import SHARED, assert_same_run, fitted, small
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from avbvi import CheckpointError
-from avbvi.array_files import ArrayFileDataset
-from avbvi.batches import FixedArguments, LoaderBatches, is_loader, one_pass, reference_batch
-from avbvi.block_shuffle import BlockShuffleSampler
-from avbvi.tensor_loader import TensorLoader
+from avbvi.data.array_files import ArrayFileDataset
+from avbvi.data.batches import FixedArguments, LoaderBatches, is_loader, one_pass, reference_batch
+from avbvi.data.block_shuffle import BlockShuffleSampler
+from avbvi.data.tensor_loader import TensorLoader
 
 N = 10
 X = torch.arange(float(N))[:, None]

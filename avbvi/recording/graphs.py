@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .rng import rng_untouched, seeded
+from ..rng import rng_untouched, seeded
 
 #: Operations beyond which a graph is not worth its recording: loops written out in Python.
 MOST_OPERATIONS = 20_000

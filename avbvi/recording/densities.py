@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .tracing import TracingError, record
+from .graphs import TracingError, record
 
 logger = logging.getLogger("avbvi")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import flag, found, instance, integer
+from ..arguments import flag, found, instance, integer
 from .block_shuffle import BlockShuffleSampler
 
 Source = str | PathLike[str] | np.memmap

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from avbvi.tensor_loader import TensorLoader
+from avbvi.data.tensor_loader import TensorLoader
 
 N = 23
 X = torch.arange(2.0 * N).reshape(N, 2)

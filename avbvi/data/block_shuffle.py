@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .arguments import found, instance, integer
+from ..arguments import found, instance, integer
 
 #: Data that lie side by side in a block, and blocks that are shuffled together.
 BLOCK, POOLED = 256, 64

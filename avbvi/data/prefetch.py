@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..devices import changed, moved
 from .batches import Arguments, Batches, FixedArguments, LoaderBatches, is_loader
-from .devices import changed, moved
 from .tensor_loader import TensorLoader
 
 
@@ -20,7 +20,7 @@ def batches_of(args: Arguments, device: torch.device | None = None) -> Batches:
         device: where a loader's batches are moved; ``None`` leaves them.
 
     Raises:
-        TypeError, ValueError: as for :class:`~avbvi.batches.LoaderBatches`.
+        TypeError, ValueError: as for :class:`~avbvi.data.batches.LoaderBatches`.
     """
     if not is_loader(args):
         return FixedArguments(args)
@@ -69,7 +69,7 @@ class PrefetchedBatches:
         """The arguments of the next step, there for what is queued on the current stream from now on.
 
         Raises:
-            TypeError, ValueError: as for :class:`~avbvi.batches.LoaderBatches`.
+            TypeError, ValueError: as for :class:`~avbvi.data.batches.LoaderBatches`.
         """
         if self._state is None:
             arguments = self._sent(self._batches.next())
@@ -117,11 +117,11 @@ class PrefetchedBatches:
         return self._batches.settings()
 
     def state_dict(self) -> dict[str, Any]:
-        """As for :class:`~avbvi.batches.LoaderBatches`."""
+        """As for :class:`~avbvi.data.batches.LoaderBatches`."""
         return self._batches.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """As for :class:`~avbvi.batches.LoaderBatches`."""
+        """As for :class:`~avbvi.data.batches.LoaderBatches`."""
         self._batches.load_state_dict(state)
         self._ahead, self.epoch = None, self._batches.epoch
         if self._state is not None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from avbvi.batches import FixedArguments, LoaderBatches
-from avbvi.prefetch import PrefetchedBatches, batches_of
-from avbvi.tensor_loader import TensorLoader
+from avbvi.data.batches import FixedArguments, LoaderBatches
+from avbvi.data.prefetch import PrefetchedBatches, batches_of
+from avbvi.data.tensor_loader import TensorLoader
 
 from .test_batches import ALL, X, steps
 

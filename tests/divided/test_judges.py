@@ -14,7 +14,7 @@ import avbvi
 from avbvi import distributed
 from avbvi.annealed import GaussianStart
 from avbvi.divergences import neighbours
-from avbvi.divided_judges import divided_evidence, divided_hmc
+from avbvi.divided.judges import divided_evidence, divided_hmc
 from avbvi.hmc import run_hmc
 from tests.processes import Processes, Raised
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import avbvi
 from avbvi import AdversarialELBO, AVBGuide, FlowTrunk, MixtureTrunk, ResidualAdversary, ResidualSampler, Schedule
-from avbvi.compiled_step import CompiledStep, why_not_compiled
+from avbvi.recording.graphs import ModuleGraph
+from avbvi.recording.steps import CompiledStep, why_not_compiled
 from avbvi.rng import seeded
-from avbvi.tracing import ModuleGraph
 from avbvi.training import Trainer
 from avbvi.trunks import AffineTrunk
 from models import eight_schools
@@ -85,7 +85,7 @@ def test_what_is_known_not_to_be_compiled(monkeypatch: pytest.MonkeyPatch) -> No
     assert why_not_compiled(elbo, guide) is None
     looped = AdversarialELBO(vectorize_particles=False)
     assert "Trace_ELBO" in str(why_not_compiled(looped, guide))
-    monkeypatch.setattr("avbvi.compiled_step.compiler", lambda: None)
+    monkeypatch.setattr("avbvi.recording.steps.compiler", lambda: None)
     assert "C++ compiler" in str(why_not_compiled(elbo, guide))
 
 

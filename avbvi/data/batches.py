@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from .arguments import found
-from .devices import moved
-from .errors import CheckpointError
-from .rng import RandomStream, rng_state, seeded
+from ..arguments import found
+from ..devices import moved
+from ..errors import CheckpointError
+from ..rng import RandomStream, rng_state, seeded
 
 Arguments = tuple[Any, ...]
 

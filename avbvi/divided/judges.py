@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import distributed
-from .annealed import AnnealedEvidence
-from .arguments import function, instance, integer
+from .. import distributed
+from ..annealed import AnnealedEvidence
+from ..arguments import function, instance, integer
+from ..hmc import HMCRun
 from .division import Division, divide
-from .hmc import HMCRun
 
 #: Data that share step sizes in annealed importance sampling: parts begin at multiples of it.
 TOGETHER = 32

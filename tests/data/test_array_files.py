@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from avbvi.array_files import ArrayFileDataset
+from avbvi.data.array_files import ArrayFileDataset
 
 N = 37
 RNG = np.random.default_rng(4)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .control import is_one
-from .tracing import ModuleGraph, TracingError
+from ..control import is_one
+from .graphs import ModuleGraph, TracingError
 
 if TYPE_CHECKING:
-    from .elbo import AdversarialELBO
-    from .guides import AVBGuide
+    from ..elbo import AdversarialELBO
+    from ..guides import AVBGuide
 
 logger = logging.getLogger("avbvi")
 
@@ -34,7 +34,7 @@ def compiler() -> str | None:
 def why_not_compiled(elbo: AdversarialELBO, guide: AVBGuide) -> str | None:
     """Why steps of a guide can't be compiled, in words; ``None`` if nothing is known to speak against it."""
     # The loss builds on this module.
-    from .direct import is_direct
+    from ..direct import is_direct
 
     if guide.is_amortised or not is_direct(elbo.elbo, guide):
         return "only steps of one guide, not amortised, of a model without parameters and Trace_ELBO are compiled"

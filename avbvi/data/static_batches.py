@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import flag, found, instance
-from .devices import changed
+from ..arguments import flag, found, instance
+from ..devices import changed
 
 Arguments = tuple[Any, ...]
 

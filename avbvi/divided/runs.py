@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from . import distributed
-from .divided_steps import copy_tensors
-from .guides import AVBGuide
-from .schedules import Clock
-from .targets import Model
+from .. import distributed
+from ..guides import AVBGuide
+from ..schedules import Clock
+from ..targets import Model
+from .steps import copy_tensors
 
 T = TypeVar("T")
 

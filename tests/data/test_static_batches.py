@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avbvi.static_batches import StaticBatch
+from avbvi.data.static_batches import StaticBatch
 
 
 class Pair(NamedTuple):

@@ -12,8 +12,14 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from . import distributed
-from .amortised.guide import AmortisedAVBGuide
+from .. import distributed
+from ..amortised.guide import AmortisedAVBGuide
+from ..errors import ModelError
+from ..gradients import with_gradient
+from ..guides import AVBGuide
+from ..model_state import modules_of
+from ..starts import LaplaceModes
+from ..targets import Model
 from .division import (
     average_,
     data_divided,
@@ -23,15 +29,9 @@ from .division import (
     fail_with_others,
     is_singular,
 )
-from .errors import ModelError
-from .gradients import with_gradient
-from .guides import AVBGuide
-from .model_state import modules_of
-from .starts import LaplaceModes
-from .targets import Model
 
 if TYPE_CHECKING:
-    from .elbo import AdversarialELBO
+    from ..elbo import AdversarialELBO
 
 
 @contextmanager

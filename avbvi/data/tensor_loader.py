@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from .arguments import flag, found, instance, integer
+from ..arguments import flag, found, instance, integer
 
 
 class TensorLoader(DataLoader[tuple[Tensor, ...]]):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avbvi.tracing import ModuleGraph, TracingError, record
+from avbvi.recording.graphs import ModuleGraph, TracingError, record
 
 
 def operations(graph_module: Any) -> list[str]:
@@ -66,7 +66,7 @@ def test_what_can_t_be_recorded_is_refused(function: Any, message: str) -> None:
 
 
 def test_loops_written_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avbvi.tracing.MOST_OPERATIONS", 50)
+    monkeypatch.setattr("avbvi.recording.graphs.MOST_OPERATIONS", 50)
 
     def loop(x: Tensor) -> Tensor:
         for _ in range(60):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from avbvi.block_shuffle import BlockShuffleSampler
+from avbvi.data.block_shuffle import BlockShuffleSampler
 
 
 @pytest.mark.parametrize(("size", "block", "pooled"), [(1, 4, 2), (12, 4, 2), (13, 4, 2), (103, 10, 3), (50, 1, 64)])

@@ -19,8 +19,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from . import distributed
-from .rng import rng_untouched
+from .. import distributed
+from ..rng import rng_untouched
 
 
 @dataclass(frozen=True)

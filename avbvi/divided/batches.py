@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from . import distributed
-from .arguments import found
-from .batches import Arguments, Batches, FixedArguments
+from .. import distributed
+from ..arguments import found
+from ..data.batches import Arguments, Batches, FixedArguments
 from .division import Division, data_divided, divide, equal_parts
 
 
