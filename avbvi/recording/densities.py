@@ -90,8 +90,11 @@ class Recorded:
     @torch.no_grad()
     def review(self, z: Tensor) -> None:
         """Compare a recording with the model as it is now, at z (n, dim)."""
-        found = self.with_score(z)[0] if "with_score" in vars(self) else self.log_prob(z)
-        _compare(found, self._plain(z))
+        if "with_score" not in vars(self):
+            _compare(self.log_prob(z), self._plain(z))
+            return
+        for found, expected in zip(self.with_score(z), self._with_score(z), strict=True):
+            _compare(found, expected)
 
 
 class TracedDensity:
