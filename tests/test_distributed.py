@@ -26,8 +26,8 @@ from avbvi import (
     InnerProductAdversary,
     Schedule,
     distributed,
-    division,
 )
+from avbvi.divided import division
 from tests.divided_fits import STEPS, VAE, WIDTH, N, Outcome, briefly, pixels, schools, vae
 from tests.processes import PATIENCE, SIZE, Processes, Raised
 

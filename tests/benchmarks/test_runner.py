@@ -36,7 +36,7 @@ def worker(job: Job) -> list[Row]:
     if job.method == "disturbed":
         return [_row("disturbed", job.seed, cpu_seconds_with_verdict=0.5)]
     if job.method == "hungry":
-        np.ones(30 * 2**20, dtype=np.uint8)
+        np.ones(100 * 2**20, dtype=np.uint8)  # too much for memory that was freed before and is used again
     if job.method == "own peak":
         return [_row("own peak", job.seed, peak_bytes=7)]
     if job.method == "curve":
@@ -82,7 +82,7 @@ def test_rows_tell_the_peak_of_memory(tmp_path: Path) -> None:
     rows = _run(tmp_path, "good", "hungry", "own peak", "raises")
     peaks = {method: [r["peak_bytes"] for r in rows if r["method"] == method] for method in ("good", "hungry")}
     assert all(peak < 10 * 2**20 for peak in peaks["good"])
-    assert all(abs(peak - 30 * 2**20) < 10 * 2**20 for peak in peaks["hungry"])
+    assert all(abs(peak - 100 * 2**20) < 10 * 2**20 for peak in peaks["hungry"])
     assert [r["peak_bytes"] for r in rows if r["method"] == "own peak"] == [7, 7]
     assert all("peak_bytes" in row for row in rows)
 
