@@ -19,22 +19,22 @@ def number(form: str, unit: float = 1.0) -> Callable[[Any], str]:
 MIB = 2.0**20
 LEAK: tuple[Column, ...] = (
     ("run", "method", str),
-    ("steps", "steps", number(",")),
+    ("steps", "steps", number(",.0f")),
     ("MiB added after the first tenth", "rss_growth", number(".1f", MIB)),
     ("tensors, look to look", "tensor_trend", number(",.0f")),
     ("objects, look to look", "object_trend", number(",.0f")),
-    ("leaks", "leaks", str),
+    ("leaks", "leaks", lambda value: "yes" if value else "no"),
     ("peak, MiB", "peak_bytes", number(".0f", MIB)),
 )
 DATA: tuple[Column, ...] = (
     ("data", "method", str),
-    ("MB", "megabytes", number(",")),
-    ("steps", "steps", number(",")),
+    ("MB", "megabytes", number(",.0f")),
+    ("steps", "steps", number(",.0f")),
     ("peak, MiB", "peak_bytes", number(".0f", MIB)),
 )
 THROUGHPUT: tuple[Column, ...] = (
     ("batches from", "method", str),
-    ("steps/s", "steps_per_second", number(".0f")),
+    ("steps/s", "steps_per_second", number(".1f")),
     ("times the speed on one batch", "ratio", number(".3f")),
     ("by CPU time", "cpu_ratio", number(".3f")),
     ("ms to fetch a batch", "batch_milliseconds", number(".2f")),
@@ -44,16 +44,16 @@ SCALE: tuple[Column, ...] = (
     ("way", "method", str),
     ("device", "device", str),
     ("seconds", "seconds", number(".1f")),
-    ("queries", "queries", number(",")),
-    ("pictures", "images", number(",")),
-    ("temperatures", "temperatures", number(",")),
+    ("queries", "queries", number(",.0f")),
+    ("pictures", "images", number(",.0f")),
+    ("temperatures", "temperatures", number(",.0f")),
     ("peak, MiB", "peak_bytes", number(".0f", MIB)),
     ("10^9 FLOP/s", "flop_per_second", number(".1f", 1e9)),
     ("error of k-th distances", "checked_error", number(".0e")),
     ("error of log Z, nats", "ais_error", number(".3f")),
 )
 PROCESSES: tuple[Column, ...] = (
-    ("fit", "target", str),
+    ("fit", "target", lambda value: value.replace("_", " ")),
     ("device", "device", str),
     ("largest relative difference of a loss", "loss_difference", number(".1e")),
     ("largest difference of a parameter", "parameter_difference", number(".1e")),
@@ -86,4 +86,4 @@ def scale(records: Sequence[Row]) -> dict[str, str]:
 
 def distributed(records: Sequence[Row]) -> dict[str, str]:
     """The table of two processes against one."""
-    return {"distributed": listed([r for r in records if "loss_difference" in r], PROCESSES)}
+    return {"distributed": listed([r for r in records if r["processes"] > 1], PROCESSES)}

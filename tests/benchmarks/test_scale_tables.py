@@ -24,12 +24,19 @@ def test_memory_has_a_table_for_each_part_that_was_run() -> None:
     row = {"target": "throughput", "method": "array-files", "ratio": 0.9876, "steps_per_second": 123.4}
     tables = scale_tables.memory([leak, row])
     assert list(tables) == ["memory leak", "memory throughput"]
-    assert tables["memory leak"].splitlines()[-1] == "| stages | 100,000 | 2.5 | False |"
-    assert tables["memory throughput"].splitlines()[-1] == "| array-files | 123 | 0.988 |"
+    assert tables["memory leak"].splitlines()[-1] == "| stages | 100,000 | 2.5 | no |"
+    assert tables["memory throughput"].splitlines()[-1] == "| array-files | 123.4 | 0.988 |"
 
 
 def test_rows_of_one_process_are_not_compared_with_themselves() -> None:
-    one = {"target": "schools", "device": "cpu", "steps_per_second": 50.0}
-    two = {**one, "loss_difference": 2.34e-15, "parameter_difference": 5e-15, "same_in_all": True, "ratio": 1.5}
+    one = {"target": "digits_wide", "device": "cpu", "processes": 1, "loss_difference": 0.0}
+    two = {
+        **one,
+        "processes": 2,
+        "loss_difference": 2.34e-15,
+        "parameter_difference": 5e-15,
+        "same_in_all": True,
+        "ratio": 1.5,
+    }
     (table,) = scale_tables.distributed([one, two]).values()
-    assert table.splitlines()[2:] == ["| schools | cpu | 2.3e-15 | 5.0e-15 | yes | 1.50 |"]
+    assert table.splitlines()[2:] == ["| digits wide | cpu | 2.3e-15 | 5.0e-15 | yes | 1.50 |"]
