@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -34,7 +35,7 @@ class Recorded:
     """
 
     def __init__(self, log_prob: LogProb, like: Tensor) -> None:
-        self._plain, self._like = log_prob, like.detach()
+        self._plain, self._like = _unvalidated(log_prob), like.detach()
 
     @cached_property
     def log_prob(self) -> Callable[[Tensor], Tensor]:
@@ -155,6 +156,16 @@ class TracedDensity:
         self.reason = str(error)
         self._recorded.clear()
         logger.info("the model is run as it is at every step, since it can't be recorded: %s", error)
+
+
+def _unvalidated(log_prob: LogProb) -> LogProb:
+    """The function without Pyro's validation, which reads values and so can't be recorded."""
+
+    def function(z: Tensor) -> Tensor:
+        with pyro.validation_enabled(False):
+            return log_prob(z)
+
+    return function
 
 
 def _compare(found: Tensor, expected: Tensor) -> None:
