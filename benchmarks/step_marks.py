@@ -33,7 +33,7 @@ AVBVI: Marks = {
     (targets.UnconstrainedTarget, "log_prob"): "log p",
     (hints, "hint"): "log p",
     (guides, "hint"): "log p",
-    (AdversaryAdam, "move"): "optimiser",
+    (AdversaryAdam, "move_along"): "optimiser",
     (AdversaryTrainer, "update_average"): "optimiser",
     (StepGuard, "admits"): "optimiser",
     (TrainingState, "optimise"): "optimiser",

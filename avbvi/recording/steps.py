@@ -9,6 +9,7 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,7 +113,7 @@ class CompiledStep:
         key = (piece, *_whereabouts(guide), *(tuple(t.shape) for t in tensors), *numbers.items())
         if key not in self._graphs:
             try:
-                self._graphs[key] = self._compiled(guide, piece, tensors, numbers, names)
+                self._graphs[key] = self._compiled(guide, partial(piece, **numbers), tensors, names)
             except TracingError as error:
                 self.reason = str(error)
                 self._graphs.clear()
@@ -125,13 +126,9 @@ class CompiledStep:
         guide: AVBGuide,
         piece: Callable[..., Any],
         tensors: Sequence[Tensor],
-        numbers: dict[str, int],
         names: tuple[str, ...],
     ) -> ModuleGraph:
-        def function(guide: AVBGuide, *tensors: Tensor) -> Any:
-            return piece(guide, *tensors, **numbers)
-
-        graph = ModuleGraph(guide, function, tensors, constant=self._constant, with_gradient=names)
+        graph = ModuleGraph(guide, piece, tensors, constant=self._constant, with_gradient=names)
         graph.compile()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler about itself
