@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..recording.densities import value_and_score
 from ..recording.graphs import TracingError, record
 
 logger = logging.getLogger("avbvi")
@@ -89,8 +90,4 @@ class Evaluation:
                 raise TracingError("its graph gives other values than the model itself")
 
     def _plain(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            value = self.log_prob(leaf)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return value.detach(), gradient
+        return value_and_score(self.log_prob, z)

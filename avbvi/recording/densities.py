@@ -23,6 +23,15 @@ AGREEMENT = 1e4
 LogProb = Callable[[Tensor], Tensor]
 
 
+def value_and_score(log_prob: LogProb, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p (*batch,) and its gradient in z (*batch, dim), with no graph behind them."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        value = log_prob(z)
+        (score,) = torch.autograd.grad(value.sum(), z)
+    return value.detach(), score
+
+
 class Recorded:
     """Graphs of a log-density for one number of draws, dtype and device, each recorded when it is first asked for.
 
@@ -64,11 +73,7 @@ class Recorded:
             return self._curvature(z, v)
 
     def _with_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = self._plain(z)
-            (score,) = torch.autograd.grad(value.sum(), z)
-        return value.detach(), score
+        return value_and_score(self._plain, z)
 
     def _curvature(self, z: Tensor, v: Tensor) -> Tensor:
         with torch.enable_grad():
