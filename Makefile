@@ -5,16 +5,20 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS_INSTALLED := $(VENV)/.installed-benchmarks
+DOCS_INSTALLED := $(VENV)/.installed-docs
+PACKAGE_INSTALLED := $(VENV)/.installed-package
 
 # The models are small: one thread for each process is fastest, and reproducible.
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
+# Material's announcement of a successor is no warning of ours.
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: $(INSTALLED) ## Fit the Eight Schools model and show the result
@@ -38,6 +42,14 @@ lint: $(INSTALLED) ## Check style, formatting and types
 format: $(INSTALLED) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: $(DOCS_INSTALLED) ## Build the documentation site in site/; warnings are errors
+	$(BIN)/mkdocs build --strict
+
+.PHONY: serve
+serve: $(DOCS_INSTALLED) ## Show the documentation at localhost:8000, made anew as its sources change
+	$(BIN)/mkdocs serve
 
 .PHONY: gpu
 gpu: $(INSTALLED) ## Check and time what needs a CUDA device; exit status 2 without one
@@ -88,6 +100,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 		$(PYTHON) -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
+	@touch $@
+
+$(PACKAGE_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[package]"
 	@touch $@
 
 $(PEERS_INSTALLED): $(INSTALLED)
