@@ -24,6 +24,19 @@ from torch import Tensor
 from .arguments import positive_number
 from .rng import rng_state, set_rng_state
 
+__all__ = [
+    "alone",
+    "close",
+    "device",
+    "init",
+    "is_first",
+    "is_initialised",
+    "rank",
+    "sum_",
+    "together",
+    "world_size",
+]
+
 T = TypeVar("T")
 
 #: What the launcher (torchrun) tells each process.

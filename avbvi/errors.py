@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+__all__ = ["CheckpointError", "FitFailed", "ModelError", "NonFiniteError"]
+
 if TYPE_CHECKING:
     from .posterior import Posterior
 

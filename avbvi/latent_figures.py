@@ -17,6 +17,16 @@ from .arguments import function, instance, integer, positive_number
 from .divergences import knn_kl
 from .estimates import Estimate
 
+__all__ = [
+    "ActiveUnits",
+    "ImportanceBound",
+    "active_units",
+    "aggregate_kl",
+    "importance_weighted_bound",
+    "mixture_kl",
+    "reconstruction_error",
+]
+
 #: n -> draws of q(z | x_i) for each datum (n, B, dim), with log q (n, B).
 Propose = Callable[[int], tuple[Tensor, Tensor]]
 

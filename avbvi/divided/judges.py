@@ -20,6 +20,11 @@ from ..arguments import function, instance, integer
 from ..hmc import HMCRun
 from .division import Division, divide
 
+__all__ = [
+    "divided_evidence",
+    "divided_hmc",
+]
+
 #: Data that share step sizes in annealed importance sampling: parts begin at multiples of it.
 TOGETHER = 32
 
