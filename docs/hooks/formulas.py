@@ -7,15 +7,47 @@ import re
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+#: What the converter does not know, and what stands for it.
+KNOWN_AS = ((r"\{aligned\}", "{split}"), (r"\\sim\b", r"\\thicksim"), (r"\\[lr]Vert\b", r"\\|"))
+#: Where a formula has a line of its own, what belongs to a sum or a maximum stands below and above it.
+LIMITS = re.compile(r"\\(sum|max|min|sup|inf)(?=[_^])")
+#: A command or an ampersand that the converter left as it was: it would be shown.
+LEFT = re.compile(r"<m[io][^>]*>(\\\w*|&(?!#)[^<]*)</m[io]>")
+#: Names of functions; as operators they would get wide spaces on both sides, those of limits excepted.
+NAME = re.compile(r"<mo>((?!max|min|sup|inf)[A-Za-z]{2,})</mo>")
+#: A function's name and its argument, if it has no parentheses: they are a thin space apart.
+APPLIED = re.compile(r"(<mi>(?:log|exp|det|tanh|var)</mi>)(?=<m(?!o))")
+SPACE = r'\1<mspace width="0.167em" />'
 
 
-def _mathml(found: re.Match[str]) -> str:
-    display = "block" if found[2] == "[" else "inline"
-    return convert(html.unescape(found[3]).strip(), display=display)
+def mathml(formula: str, display: str) -> str:
+    """A formula of LaTeX as MathML; ``display`` is "block" or "inline".
+
+    Raises:
+        ValueError: it has a command that would be shown as it is written.
+    """
+    for pattern, known in KNOWN_AS:
+        formula = re.sub(pattern, known, formula)
+    if display == "block":
+        formula = LIMITS.sub(r"\\\1\\limits", formula)
+    converted = convert(formula, display=display)
+    if left := LEFT.search(converted):
+        raise ValueError(f"the formula {formula!r} has {left[1]!r}, which has no MathML")
+    return APPLIED.sub(SPACE, NAME.sub(r"<mi>\1</mi>", converted))
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """The page with its formulas as MathML."""
-    return FORMULA.sub(_mathml, content)
+def on_page_content(content: str, *, page: Any, **_: Any) -> str:
+    """The page with its formulas as MathML; those on lines of their own can be scrolled where they are too wide."""
+
+    def replaced(found: re.Match[str]) -> str:
+        own_line = found[2] == "["
+        try:
+            formula = mathml(html.unescape(found[3]).strip(), "block" if own_line else "inline")
+        except ValueError as error:
+            raise PluginError(f"{page.file.src_path}: {error}") from error
+        return f'<div class="formula" tabindex="0">{formula}</div>' if own_line else formula
+
+    return FORMULA.sub(replaced, content)

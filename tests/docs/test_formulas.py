@@ -1,0 +1,91 @@
+"""Formulas of the documentation become MathML, or the build says which one does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("latex2mathml", reason="needs the extra docs")
+exceptions = pytest.importorskip("mkdocs.exceptions", reason="needs the extra docs")
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = SimpleNamespace(file=SimpleNamespace(src_path="theory/avb.md"))
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("formulas", DOCS / "hooks" / "formulas.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shown(mathml: str) -> str:
+    """What a browser would write of it, one after the other."""
+    return "".join(ElementTree.fromstring(mathml).itertext())
+
+
+def formulas(page: Path) -> list[tuple[str, str]]:
+    """The formulas of a page as they are written, each with its display."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
+    own_line = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL)
+    inline = re.findall(r"\$([^$\n]+)\$", re.sub(r"\$\$.+?\$\$", "", text, flags=re.DOTALL))
+    return [(formula, "block") for formula in own_line] + [(formula, "inline") for formula in inline]
+
+
+def test_a_formula_shows_no_commands(hook: ModuleType) -> None:
+    mathml = hook.mathml(r"\mathbb{E}_{q(z)}\left[\log p(x, z)\right] \leq \log p(x)", "block")
+    assert shown(mathml) == "𝔼q(z)[logp(x,z)]≤logp(x)"
+    # A browser puts no space between two identifiers by itself.
+    assert mathml.count('<mi>log</mi><mspace width="0.167em" />') == 2
+
+
+@pytest.mark.parametrize(
+    ("formula", "said"), [(r"\nocommand{x} + 1", "nocommand"), ("a & b", "&"), (r"\arg\max_T", "arg")]
+)
+def test_what_has_no_mathml_stops_the_build(hook: ModuleType, formula: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        hook.mathml(formula, "inline")
+    content = rf'<p><span class="arithmatex">\({formula.replace("&", "&amp;")}\)</span></p>'
+    with pytest.raises(exceptions.PluginError, match=rf"theory/avb\.md: .*{said}"):
+        hook.on_page_content(content, page=PAGE)
+
+
+def test_lines_of_an_equation_are_aligned(hook: ModuleType) -> None:
+    mathml = hook.mathml(r"\begin{aligned} a &= b \\ &= c \end{aligned}", "block")
+    assert shown(mathml) == "a=b=c"
+    assert mathml.count("<mtr>") == 2
+
+
+def test_limits_stand_below_on_a_line_of_their_own_alone(hook: ModuleType) -> None:
+    assert "<munder><mo>max</mo>" in hook.mathml(r"\max_T L", "block")
+    assert "<msub><mo>max</mo>" in hook.mathml(r"\max_T L", "inline")
+
+
+def test_names_are_no_operators(hook: ModuleType) -> None:
+    assert "<mi>KL</mi>" in hook.mathml(r"\operatorname{KL}(q, p)", "inline")
+    assert "<mo>&#x0223C;</mo>" in hook.mathml(r"z \sim q", "inline")
+
+
+def test_wide_formulas_can_be_scrolled(hook: ModuleType) -> None:
+    content = r'<div class="arithmatex">\[a &lt; b\]</div><p><span class="arithmatex">\(c\)</span></p>'
+    page = hook.on_page_content(content, page=PAGE)
+    assert page.startswith('<div class="formula" tabindex="0"><math')
+    assert page.count('class="formula"') == 1
+    assert "arithmatex" not in page
+    assert "&#x0003C;" in page
+    assert ".formula" in (DOCS / "stylesheets" / "extra.css").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_formula_of_the_documentation_is_known(hook: ModuleType, page: Path) -> None:
+    for formula, display in formulas(page):
+        mathml = hook.mathml(formula.strip(), display)
+        assert "\\" not in shown(mathml)
