@@ -340,5 +340,5 @@ def _checked_draws(draws: Any, truth: Values, n: int) -> Values:
 
 
 def element_names(site: str, shape: tuple[int, ...]) -> list[str]:
-    """Names of a site's unconstrained coordinates, as in :attr:`LatentLayout.coordinate_names`."""
+    """Names of a site's unconstrained coordinates, as in :attr:`~avbvi.layout.LatentLayout.coordinate_names`."""
     return [f"{site}[{', '.join(map(str, i))}]" if i else site for i in product(*map(range, shape))]

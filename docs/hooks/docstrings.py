@@ -1,4 +1,7 @@
-"""Docstrings as Markdown: cross-references of Sphinx become those of mkdocstrings, and asterisks of shapes stay."""
+"""Docstrings as Markdown: cross-references of Sphinx become those of mkdocstrings, and asterisks of shapes stay.
+
+What a role names must exist, or the build warns; where it has no place in the reference it is shown without a link.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,48 @@ import griffe
 
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`(~?)([^`<]+)`")
 STARRED = re.compile(r"(?<![\\`*])\*(?=[a-z])")
+#: An entry for several parameters at once, which the parser of docstrings does not know.
+SHARED = re.compile(r"^( +)(\w+)((?:, \w+)+): ", re.MULTILINE)
+
+_log = griffe.get_logger(__name__)
 
 
 def _reference(text: re.Match[str], owner: griffe.Object) -> str:
     tilde, path = text.groups()
     shown = path.rsplit(".", 1)[-1] if tilde else path
-    return f"[`{shown}`][{_full(path, owner)}]"
+    return f'<autoref optional identifier="{_full(path, owner)}"><code>{shown}</code></autoref>'
 
 
 def _full(path: str, owner: griffe.Object) -> str:
     """The dotted path of what a role names: a path of its own, a member of the class, or a name of the module."""
     if path.startswith("avbvi"):
+        found = _found(owner.modules_collection, path)
+    else:
+        found, scope = None, owner
+        while found is None and scope is not None:
+            found = _found(scope, path)
+            scope = scope.parent  # type: ignore[assignment]
+    if found is None:
+        _log.warning(f"{owner.filepath}: {owner.path}: the docstring refers to {path!r}, which does not exist")
         return path
-    scope: griffe.Object | None = owner
-    while scope is not None:
-        try:
-            return str(scope[path].canonical_path)
-        except KeyError:
-            scope = scope.parent
-    return path
+    return found
+
+
+def _found(scope: Any, path: str) -> str | None:
+    """The path of the object itself, whatever name it was imported under; members of base classes count."""
+    try:
+        for name in path.split("."):
+            scope = scope.all_members[name] if isinstance(scope, griffe.Object | griffe.Alias) else scope[name]
+            if scope.is_alias:
+                scope = scope.final_target
+        return str(scope.canonical_path)
+    except (KeyError, griffe.AliasResolutionError, griffe.CyclicAliasError):
+        return None
+
+
+def _apart(entry: re.Match[str]) -> str:
+    indent, first, others = entry.groups()
+    return "".join(f"{indent}{name}: see `{first}`.\n" for name in others.split(", ")[1:]) + f"{indent}{first}: "
 
 
 class Docstrings(griffe.Extension):
@@ -37,4 +63,5 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None:
             return
         text = ROLE.sub(lambda found: _reference(found, obj), obj.docstring.value)
+        text = SHARED.sub(_apart, text)
         obj.docstring.value = STARRED.sub(r"\\*", text)
