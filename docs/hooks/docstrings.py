@@ -11,7 +11,9 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`(~?)([^`<]+)`")
-STARRED = re.compile(r"(?<![\\`*])\*(?=[a-z])")
+STARRED = re.compile(r"(?<![\\`*])\*(?=[a-zA-Z])")
+EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
+CODE = re.compile(r" *(>>>|\.\.\.) ")
 #: An entry for several parameters at once, which the parser of docstrings does not know.
 SHARED = re.compile(r"^( +)(\w+)((?:, \w+)+): ", re.MULTILINE)
 
@@ -22,6 +24,11 @@ def _reference(text: re.Match[str], owner: griffe.Object) -> str:
     tilde, path = text.groups()
     shown = path.rsplit(".", 1)[-1] if tilde else path
     return f'<autoref optional identifier="{_full(path, owner)}"><code>{shown}</code></autoref>'
+
+
+def _starred(line: str) -> str:
+    """The line with the asterisks of shapes escaped, unless it is code."""
+    return line if CODE.match(line) else STARRED.sub(r"\\*", line)
 
 
 def _full(path: str, owner: griffe.Object) -> str:
@@ -64,4 +71,5 @@ class Docstrings(griffe.Extension):
             return
         text = ROLE.sub(lambda found: _reference(found, obj), obj.docstring.value)
         text = SHARED.sub(_apart, text)
-        obj.docstring.value = STARRED.sub(r"\\*", text)
+        text = EXAMPLE.sub(r"\1Examples:", text)  # the only word by which griffe knows code
+        obj.docstring.value = "\n".join(map(_starred, text.split("\n")))
