@@ -25,8 +25,9 @@ from benchmarks import (
 from benchmarks.tables import Row
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES = ROOT / "docs" / "images"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "theory" / "relatives.md")
+DOCS = ROOT / "docs"
+IMAGES = DOCS / "images"
+PAGES = (ROOT / "README.md", *sorted((DOCS / "benchmarks").glob("*.md")), DOCS / "theory" / "relatives.md")
 NOTE = "\n\n† With some seed at least, log q is learned by the adversary: an estimate, not a bound."
 #: Coordinates of Eight Schools' paper problem that the README's table shows.
 FRONT = tuple(c for c in tables.EIGHT_SCHOOLS if c[0] in ("knn_kl_qp", "kl_exact", "c2st", "p_tau_positive", "seconds"))

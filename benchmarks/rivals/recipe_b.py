@@ -1,6 +1,6 @@
 """Adversarial training without a trunk, as a plain torch loop: the recipe that avbvi's time to an accuracy is told by.
 
-It was the best recipe without a flow before this package was written ("recipe B" of docs/benchmarks.md): a residual
+It was the best recipe without a flow before this package was written ("recipe B" of docs/benchmarks): a residual
 sampler that starts at N(0, I), a contrast of four Gaussians fitted by maximum likelihood, an adversary of two residual
 blocks of 64 units that sees log p - log r centred and squashed, but no score. Adam with betas 0.5 and 0.999, two
 adversary steps of 512 draws each, cosine decay to zero, annealing of beta log p + (1 - beta) log N(0, 2^2 I), an
