@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from ..second_order import SecondOrder
 from .graphs import TracingError, record
 
 logger = logging.getLogger("avbvi")
@@ -44,7 +45,7 @@ class Recorded:
     """
 
     def __init__(self, log_prob: LogProb, like: Tensor) -> None:
-        self._plain, self._like = _unvalidated(log_prob), like.detach()
+        self._plain, self._like = _recordable(log_prob), like.detach()
 
     @cached_property
     def log_prob(self) -> Callable[[Tensor], Tensor]:
@@ -163,11 +164,11 @@ class TracedDensity:
         logger.info("the model is run as it is at every step, since it can't be recorded: %s", error)
 
 
-def _unvalidated(log_prob: LogProb) -> LogProb:
-    """The function without Pyro's validation, which reads values and so can't be recorded."""
+def _recordable(log_prob: LogProb) -> LogProb:
+    """The function without Pyro's validation, which reads values and so can't be recorded, and twice differentiable."""
 
     def function(z: Tensor) -> Tensor:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), SecondOrder():
             return log_prob(z)
 
     return function

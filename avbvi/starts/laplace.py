@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..second_order import SecondOrder
 from .lbfgs import LogDensityFunction, Paths, climb_paths, value_and_gradient
 from .modes import LaplaceModes
 
@@ -191,7 +192,8 @@ def _covariance(precision: Tensor) -> Tensor:
 def _derivatives(log_prob: LogDensityFunction, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient (n, dim) and Hessian (n, dim, dim) with respect to u at z + factor u, u = 0."""
     u = torch.zeros_like(z, requires_grad=True)
-    value = log_prob(z + (factor @ u[:, :, None])[:, :, 0])
+    with SecondOrder():
+        value = log_prob(z + (factor @ u[:, :, None])[:, :, 0])
     if not value.requires_grad:  # a density that is constant
         return torch.zeros_like(z), torch.zeros_like(factor)
     (gradient,) = torch.autograd.grad(value.sum(), u, create_graph=True)
