@@ -51,6 +51,14 @@ docs: $(DOCS_INSTALLED) ## Build the documentation site in site/; warnings are e
 serve: $(DOCS_INSTALLED) ## Show the documentation at localhost:8000, made anew as its sources change
 	$(BIN)/mkdocs serve
 
+.PHONY: notebooks
+notebooks: $(DOCS_INSTALLED) ## Run the tutorials in full and keep their results (each under 3 minutes)
+	$(BIN)/python -m docs.notebooks
+
+.PHONY: quick-notebooks
+quick-notebooks: $(DOCS_INSTALLED) ## Run the quick form of the tutorials; their files stay as they are
+	$(BIN)/python -m docs.notebooks --quick
+
 .PHONY: gpu
 gpu: $(INSTALLED) ## Check and time what needs a CUDA device; exit status 2 without one
 	$(BIN)/python -m benchmarks.gpu
