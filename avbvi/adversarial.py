@@ -35,11 +35,11 @@ class AdversaryTrainer:
     """
 
     def __init__(self, guide: AVBGuide, lr: float) -> None:
-        self.adam = AdversaryAdam(guide.adversary_parameters(), lr)
+        self.adam: AdversaryAdam = AdversaryAdam(guide.adversary_parameters(), lr)
         self.average: dict[str, Tensor] = {}
         #: The model's own parameters, by their names in Pyro's store, that outer steps have moved.
         self.met: set[str] = set()
-        self.names = [f"adversary.{name}" for name, _ in guide.part("adversary").named_parameters()]
+        self.names: list[str] = [f"adversary.{name}" for name, _ in guide.part("adversary").named_parameters()]
         #: Runs the steps' arithmetic from compiled graphs; ``None`` runs it as it is.
         self.compiled: CompiledStep | None = None
         #: Masked steps that were not taken, a 0-d tensor; ``None`` where steps are skipped by the host.

@@ -43,7 +43,7 @@ class Adversary(Part):
 
     def __init__(self, *, objective: Objective = Logistic()) -> None:
         super().__init__()
-        self.objective = checked_objective(objective)
+        self.objective: Objective = checked_objective(objective)
 
     def build_for(self, feature_dim: int, base_dim: int, context_dim: int | None = None) -> None:
         """Create the parameters for features, base coordinates and, in an amortised guide, a context of these widths.
@@ -113,11 +113,11 @@ class ResidualAdversary(Adversary):
         objective: Objective = Logistic(),
     ) -> None:
         super().__init__(objective=objective)
-        self.hidden = integer("hidden", hidden, 1)
-        self.blocks = integer("blocks", blocks, 0)
-        self.target_hint = flag("target_hint", target_hint)
-        self.score = flag("score", score)
-        self.slope = None if slope is None else number("slope", slope)
+        self.hidden: int = integer("hidden", hidden, 1)
+        self.blocks: int = integer("blocks", blocks, 0)
+        self.target_hint: bool = flag("target_hint", target_hint)
+        self.score: bool = flag("score", score)
+        self.slope: float | None = None if slope is None else number("slope", slope)
         if slope is not None and not abs(float(slope)) < 1.0:
             raise ValueError(f"slope must lie between -1 and 1, found {slope}")
 
@@ -133,7 +133,7 @@ class ResidualAdversary(Adversary):
         return nn.SiLU() if self.slope is None else nn.LeakyReLU(self.slope)
 
     def _build(self, dim: int) -> None:
-        self.network = ResidualNetwork(
+        self.network: ResidualNetwork = ResidualNetwork(
             dim + (self.base_dim if self.uses_score else 0),
             1,
             hidden=self.hidden,
@@ -142,7 +142,7 @@ class ResidualAdversary(Adversary):
         )
         if self.target_hint:
             # Stored as a tenth, so that Adam moves the multiple ten times as fast as a weight.
-            self.hint_tenth = nn.Parameter(torch.tensor(0.1))
+            self.hint_tenth: nn.Parameter = nn.Parameter(torch.tensor(0.1))
             self.register_buffer("center", torch.zeros(()))
             self.register_buffer("centered", torch.tensor(False))
 
@@ -178,10 +178,10 @@ class MLPAdversary(Adversary):
 
     def __init__(self, hidden: tuple[int, ...] = (64, 64), *, objective: Objective = Logistic()) -> None:
         super().__init__(objective=objective)
-        self.hidden = integers("hidden", hidden, "widths of the hidden layers")
+        self.hidden: tuple[int, ...] = integers("hidden", hidden, "widths of the hidden layers")
 
     def _build(self, dim: int) -> None:
-        self.network = mlp([dim, *self.hidden, 1], nn.SiLU, zero_last=True)
+        self.network: nn.Sequential = mlp([dim, *self.hidden, 1], nn.SiLU, zero_last=True)
 
     def forward(self, features: Tensor, hint: Hint | None = None) -> Tensor:
         t: Tensor = self.network(features).squeeze(-1)

@@ -28,7 +28,9 @@ class Annealed:
     """Context in which the guides' terms are annealed; gives the model scaled to match."""
 
     def __init__(self, model: Model | None, guides: list[AVBGuide], beta: Factor) -> None:
-        self.model, self.guides, self.beta = model, guides, beta
+        self.model: Model | None = model
+        self.guides: list[AVBGuide] = guides
+        self.beta: Factor = beta
 
     def __enter__(self) -> Model | None:
         factors: dict[str, Factor] = {}

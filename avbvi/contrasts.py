@@ -186,11 +186,11 @@ class GaussianContrast(Contrast):
 
     def __init__(self, full: bool = False, momentum: float = 0.0, jitter: float = 1e-6) -> None:
         super().__init__()
-        self.full = flag("full", full)
-        self.momentum = number("momentum", momentum)
+        self.full: bool = flag("full", full)
+        self.momentum: float = number("momentum", momentum)
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum must be in [0, 1), found {momentum}")
-        self.jitter = _jitter(jitter)
+        self.jitter: float = _jitter(jitter)
 
     def _build(self, dim: int) -> None:
         self.register_buffer("loc", torch.zeros(dim))
@@ -263,11 +263,11 @@ class MixtureContrast(Contrast):
 
     def __init__(self, components: int | None = None, rate: float = 0.1, jitter: float = 1e-3) -> None:
         super().__init__()
-        self.components = None if components is None else integer("components", components, 1)
-        self.rate = number("rate", rate)
+        self.components: int | None = None if components is None else integer("components", components, 1)
+        self.rate: float = number("rate", rate)
         if not 0.0 < self.rate <= 1.0:
             raise ValueError(f"rate must be in (0, 1], found {rate}")
-        self.jitter = _jitter(jitter)
+        self.jitter: float = _jitter(jitter)
         self._least = LEAST_COMPONENTS
 
     def build_on(self, trunk: Trunk) -> None:

@@ -36,7 +36,7 @@ class ImplicitDistribution(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
+    support: constraints.Constraint = constraints.real_vector
     has_rsample = True
 
     def __init__(

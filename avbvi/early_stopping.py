@@ -65,15 +65,15 @@ class EarlyStopping:
         if not any(module.state_dict() for module in given):
             raise ValueError("modules must have parameters or buffers to be kept, found none; hand in those that learn")
         self.modules: tuple[nn.Module, ...] = tuple(given)
-        self.patience = positive_integer("patience", patience)
+        self.patience: int = positive_integer("patience", patience)
         checked = seed_number(seed)
         if checked is None:
             raise TypeError("seed must be an integer, found None; figures are compared under the same random numbers")
         self.seed = checked
         #: Figures taken, and the best of them with its number, from 1; infinite and 0 before the first.
-        self.count = 0
-        self.best = math.inf
-        self.best_at = 0
+        self.count: int = 0
+        self.best: float = math.inf
+        self.best_at: int = 0
         self._kept: list[dict[str, Any]] = []
 
     @property

@@ -100,7 +100,7 @@ class AdversarialELBO(ELBO):
         if schedule is not None:
             instance("schedule", schedule, Schedule, "a Schedule")
         vectorize = True if vectorize_particles is None else flag("vectorize_particles", vectorize_particles)
-        self.elbo = elbo or Trace_ELBO(num_particles=num_particles or PARTICLES, vectorize_particles=vectorize)
+        self.elbo: ELBO = elbo or Trace_ELBO(num_particles=num_particles or PARTICLES, vectorize_particles=vectorize)
         self.num_particles: int
         super().__init__(
             num_particles=self.elbo.num_particles,
@@ -111,10 +111,12 @@ class AdversarialELBO(ELBO):
         self.adversary_steps = adversary_steps
         self.adversary_lr = adversary_lr
         self.pretrain_steps = pretrain_steps
-        self.schedule = schedule or Schedule()
+        self.schedule: Schedule = schedule or Schedule()
         self._given_particles = elbo is not None or num_particles is not None
         self._given_batch = adversary_batch
-        self.adversary_batch = self._given_batch or default_adversary_batch(self.elbo.num_particles, amortised=False)
+        self.adversary_batch: int = self._given_batch or default_adversary_batch(
+            self.elbo.num_particles, amortised=False
+        )
         #: For runs by the clock, and for those whose ``steps`` a stopping rule decides on (set by ``fit``).
         self.clock: Clock | None = None
         self.open_ended: OpenEnded | None = None
@@ -122,11 +124,12 @@ class AdversarialELBO(ELBO):
         self._factor = 1.0
         self._guard = StepGuard()
         #: By what the outer learning rates and the adversary's are multiplied (lowered by ``fit`` when it rolls back).
-        self.caution = self.adversary_caution = 1.0
+        self.caution: float = 1.0
+        self.adversary_caution: float = 1.0
         #: The guide of the last call, a weak reference.
         self._guide: Callable[[], Any] = lambda: None
         #: Inverse temperature of the last training call.
-        self.beta = 1.0
+        self.beta: float = 1.0
         #: Compiled arithmetic of the one guide's steps (set by ``fit``).
         self.compiled: CompiledStep | None = None
         #: Called with a guide whose trunk is about to be frozen.

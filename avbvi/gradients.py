@@ -46,8 +46,8 @@ class GradientBound:
             raise ValueError(f"decay must be in (0, 1), found {decay}")
         self.longest = longest
         self.decay = decay
-        self.mean = 0.0
-        self.count = 0
+        self.mean: float = 0.0
+        self.count: int = 0
 
     @torch.no_grad()
     def apply(self, gradients: Sequence[Tensor]) -> bool:
@@ -91,9 +91,10 @@ class MaskedBound:
     """
 
     def __init__(self, bound: GradientBound, like: Tensor) -> None:
-        self.longest, self.decay = bound.longest, bound.decay
-        self.mean = torch.zeros((), dtype=torch.float64, device=like.device)
-        self.count = torch.zeros((), dtype=torch.float64, device=like.device)
+        self.longest: float = bound.longest
+        self.decay: float = bound.decay
+        self.mean: Tensor = torch.zeros((), dtype=torch.float64, device=like.device)
+        self.count: Tensor = torch.zeros((), dtype=torch.float64, device=like.device)
         self.load_state_dict(bound.state_dict())
 
     @torch.no_grad()
@@ -146,7 +147,7 @@ class StepGuard:
 
     def __init__(self) -> None:
         self.bound: GradientBound | MaskedBound = GradientBound()
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row: int = 0
 
     def mask(self, like: Tensor) -> None:
         """Let :meth:`judge` take the place of :meth:`admits`; the bound on gradients moves to ``like``'s device."""

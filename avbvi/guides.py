@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
 
     #: Whether there is one posterior for each datum, of the data as context.
     is_amortised: ClassVar[bool] = False
-    ON_HOST = (
+    ON_HOST: ClassVar[tuple[str, ...]] = (
         *("stage", "step_count", "adversarial_steps", "polishing", "began"),
         *("trunk_decided", "trunk_suffices", "skipped_steps", "started"),
     )
@@ -120,8 +121,8 @@ class AVBGuide(HostBuffers, AutoContinuous):
                 "contrast=PriorContrast() is a density of the latents themselves, which are base coordinates only "
                 "with trunk=IdentityTrunk(); pass that, or use GaussianContrast()"
             )
-        self.contrast = MixtureContrast() if contrast is None else contrast
-        self.adversary = ResidualAdversary() if adversary is None else adversary
+        self.contrast: Contrast = MixtureContrast() if contrast is None else contrast
+        self.adversary: Adversary = ResidualAdversary() if adversary is None else adversary
         self.register_on_host(stage=TRUNK, step_count=0, adversarial_steps=0, polishing=False, began=0.0)
         self.register_on_host(trunk_decided=False, trunk_suffices=False, skipped_steps=0, started=False)
         self.register_buffer("anchor", torch.zeros(()))
@@ -270,8 +271,8 @@ class AVBGuide(HostBuffers, AutoContinuous):
 
     # -- the implicit distribution ------------------------------------------------------------------
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> ImplicitDistribution:
-        """The guide's distribution over the unconstrained vector of all latents."""
+    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        """The guide's :class:`~avbvi.ImplicitDistribution` over the unconstrained vector of all latents."""
         assert self.layout is not None
 
         def base_log_prob(draw: Draw) -> Tensor:

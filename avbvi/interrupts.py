@@ -16,7 +16,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: bool = False
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:

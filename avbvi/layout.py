@@ -31,7 +31,7 @@ class LatentLayout:
 
     def __init__(self, sites: list[Site]) -> None:
         self.sites = sites
-        self.dim = sites[-1].stop if sites else 0
+        self.dim: int = sites[-1].stop if sites else 0
 
     @classmethod
     def from_trace(cls, trace: Trace) -> LatentLayout:

@@ -13,7 +13,7 @@ from torch.distributions import biject_to, constraints
 
 from .arguments import flag, function, integers
 from .errors import ModelError
-from .supports import check_name, checked_init, checked_sites
+from .supports import Sites, check_name, checked_init, checked_sites
 
 
 class LogDensity:
@@ -51,13 +51,15 @@ class LogDensity:
         function("log_prob", log_prob)
         check_name("name", name)
         self.log_prob = log_prob
-        self.single = name if sites is None else None
-        self.batched = flag("batched", batched)
+        self.single: str | None = name if sites is None else None
+        self.batched: bool = flag("batched", batched)
         if sites is None:
             assert event_shape is not None
             sites = {name: (constraints.real, integers("event_shape", event_shape, "dimensions"))}
-        self.sites = checked_sites(sites)
-        self.init = checked_init(init if self.single is None or init is None else {name: init}, self.sites)
+        self.sites: Sites = checked_sites(sites)
+        self.init: dict[str, Tensor] | None = checked_init(
+            init if self.single is None or init is None else {name: init}, self.sites
+        )
 
     def __call__(self) -> dict[str, Tensor]:
         """Run as a Pyro model: one site per entry of ``sites`` and the factor ``log_density``."""

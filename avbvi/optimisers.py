@@ -106,8 +106,9 @@ class AdversaryAdam:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
-        self.parameters, self.lr = list(parameters), lr
-        self.optimiser = torch.optim.Adam(self.parameters, lr=lr, betas=(0.5, 0.999), fused=True)
+        self.parameters: list[nn.Parameter] = list(parameters)
+        self.lr: float = lr
+        self.optimiser: torch.optim.Adam = torch.optim.Adam(self.parameters, lr=lr, betas=(0.5, 0.999), fused=True)
         self.bound: GradientBound | MaskedBound = GradientBound()
 
     def mask(self, like: Tensor) -> None:

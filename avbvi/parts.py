@@ -127,15 +127,15 @@ class ResidualNetwork(nn.Module):
         self, n_in: int, n_out: int, *, hidden: int, blocks: int, activation: Callable[[], nn.Module] = nn.SiLU
     ) -> None:
         super().__init__()
-        self.enter = nn.Linear(n_in, hidden)
-        self.blocks = nn.ModuleList()
+        self.enter: nn.Linear = nn.Linear(n_in, hidden)
+        self.blocks: nn.ModuleList = nn.ModuleList()
         for _ in range(blocks):
             end = nn.Linear(hidden, hidden)
             zero_(end)
             self.blocks.append(nn.Sequential(activation(), nn.Linear(hidden, hidden), activation(), end))
         leave = nn.Linear(hidden, n_out)
         zero_(leave)
-        self.leave = nn.Sequential(activation(), leave)
+        self.leave: nn.Sequential = nn.Sequential(activation(), leave)
 
     def forward(self, x: Tensor) -> Tensor:
         """(*batch, n_in) -> (*batch, n_out)."""

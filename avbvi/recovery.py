@@ -78,7 +78,7 @@ class BestState:
     """
 
     def __init__(self) -> None:
-        self.value = -math.inf
+        self.value: float = -math.inf
         #: State of the trunk.
         self.trunk: dict[str, Tensor] | None = None
 
@@ -138,13 +138,14 @@ class Recovery:
     def __init__(self, state: TrainingState) -> None:
         self.state = state
         self.guide: AVBGuide = state.guide
-        self.rollbacks = 0
+        self.rollbacks: int = 0
         #: What was found, for each rollback.
         self.reasons: list[str] = []
         #: The trunk at the start, and the one with the highest ELBO at a look since, at beta = 1.
-        self.start, self.best = BestState(), BestState()
+        self.start: BestState = BestState()
+        self.best: BestState = BestState()
         #: Whether the start was better than what training made of it, and was taken instead.
-        self.kept_start = False
+        self.kept_start: bool = False
         self._losses: list[float] = []
         self._skipped_steps = 0
         self._skipped_before = 0

@@ -75,10 +75,10 @@ class ResidualSampler(Sampler):
 
     def __init__(self, hidden: int = 64, blocks: int = 2, noise_factor: int = 2, smoothing: float = 0.5) -> None:
         super().__init__()
-        self.hidden = integer("hidden", hidden, 1)
-        self.blocks = integer("blocks", blocks, 0)
-        self.noise_factor = integer("noise_factor", noise_factor, 1)
-        self.smoothing = number("smoothing", smoothing)
+        self.hidden: int = integer("hidden", hidden, 1)
+        self.blocks: int = integer("blocks", blocks, 0)
+        self.noise_factor: int = integer("noise_factor", noise_factor, 1)
+        self.smoothing: float = number("smoothing", smoothing)
         if not 0.0 < self.smoothing < 1.0:
             raise ValueError(f"smoothing must be in (0, 1), found {smoothing}")
         self._places = 1
@@ -89,12 +89,12 @@ class ResidualSampler(Sampler):
 
     def _build(self, dim: int) -> None:
         k = self._places
-        self.inner_dim = self.noise_factor * dim
+        self.inner_dim: int = self.noise_factor * dim
         # The last coordinate of the noise is discrete: which Gaussian.
-        self.noise_dim = self.inner_dim + dim + int(k > 1)
+        self.noise_dim: int | None = self.inner_dim + dim + int(k > 1)
         seen = self.inner_dim + (dim if k > 1 else 0)
-        self.network = ResidualNetwork(seen, 2 * dim, hidden=self.hidden, blocks=self.blocks)
-        self.linear = nn.Linear(self.inner_dim, dim, bias=False)
+        self.network: ResidualNetwork = ResidualNetwork(seen, 2 * dim, hidden=self.hidden, blocks=self.blocks)
+        self.linear: nn.Linear = nn.Linear(self.inner_dim, dim, bias=False)
         if k > 1:
             self.register_buffer("log_weights", torch.full((k,), -math.log(k)))
             self.register_buffer("locs", torch.zeros(k, dim))
@@ -140,12 +140,12 @@ class MLPSampler(Sampler):
 
     def __init__(self, hidden: tuple[int, ...] = (128, 128), noise_dim: int | None = None) -> None:
         super().__init__()
-        self.hidden = integers("hidden", hidden, "widths of the hidden layers")
+        self.hidden: tuple[int, ...] = integers("hidden", hidden, "widths of the hidden layers")
         self.noise_dim = None if noise_dim is None else integer("noise_dim", noise_dim, 1)
 
     def _build(self, dim: int) -> None:
         self.noise_dim = dim if self.noise_dim is None else self.noise_dim
-        self.network = mlp([self.noise_dim, *self.hidden, dim], nn.ELU)
+        self.network: nn.Sequential = mlp([self.noise_dim, *self.hidden, dim], nn.ELU)
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         draws: Tensor = self.network(noise)
@@ -213,7 +213,8 @@ class ModuleSampler(Sampler):
                 "noise_dim, or pass ModuleSampler(module, noise_dim=...)"
             )
         self.module = module
-        self.noise_dim = self.width = integer("noise_dim", width, 1)
+        self.width: int = integer("noise_dim", width, 1)
+        self.noise_dim = self.width
         self.smoothing = smoothing
         self.standardise = standardise
 
@@ -234,11 +235,11 @@ class ModuleSampler(Sampler):
         self.register_buffer("whitening", torch.eye(dim))
         if self.standardise:
             self.register_buffer("identity", torch.eye(dim))
-            self.matrix_part = nn.Parameter(torch.zeros(dim, dim))
-            self.shift_part = nn.Parameter(torch.zeros(dim))
+            self.matrix_part: nn.Parameter = nn.Parameter(torch.zeros(dim, dim))
+            self.shift_part: nn.Parameter = nn.Parameter(torch.zeros(dim))
         if self.smoothing:
-            self.log_scale_part = nn.Parameter(torch.zeros(dim))
-            self.noise_dim = self.width + dim
+            self.log_scale_part: nn.Parameter = nn.Parameter(torch.zeros(dim))
+            self.noise_dim: int | None = self.width + dim
 
     @torch.no_grad()
     def start(self, like: Tensor) -> None:

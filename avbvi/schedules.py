@@ -148,7 +148,7 @@ class Clock:
 
     def __init__(self, seconds: float, started: float | None = None) -> None:
         self.seconds = seconds
-        self.started = time.monotonic() if started is None else started
+        self.started: float = time.monotonic() if started is None else started
 
     def progress(self) -> float:
         """Share of the time that has passed, at most 1."""
@@ -169,13 +169,13 @@ class OpenEnded:
             raise ValueError("stopping ends the trunk's stage, which Schedule(trunk=0) leaves out; give steps instead")
         self.rule = rule
         #: Steps of the run, as far as known.
-        self.steps = most
+        self.steps: int = most
         self.decay_from: int | None = None
         #: The trunk's share of all steps.
-        self.share = schedule.trunk_share_of_steps
+        self.share: float = schedule.trunk_share_of_steps
         self._anneal = schedule.anneal
         #: Steps before the rule begins to look.
-        self.warm = min(ANNEAL_STEPS * candidates, schedule.anneal * self.share * most)
+        self.warm: float = min(ANNEAL_STEPS * candidates, schedule.anneal * self.share * most)
         self._latest = self.share * most / (1.0 + DECAY_SHARE)
 
     def update(self, count: int, elbo: float) -> None:

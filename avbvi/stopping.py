@@ -65,18 +65,18 @@ class Stopping:
                 raise ValueError(f"Stopping({name}=...) must be positive and finite, found {value}")
         if not 0.5 < confidence < 1.0:
             raise ValueError(f"Stopping(confidence=...) must be in (0.5, 1), found {confidence}")
-        self.tolerance = float(tolerance)
-        self.confidence = float(confidence)
-        self.exponent = float(exponent)
-        self.minimum = int(minimum)
+        self.tolerance: float = float(tolerance)
+        self.confidence: float = float(confidence)
+        self.exponent: float = float(exponent)
+        self.minimum: int = int(minimum)
         #: Finite estimates taken so far.
-        self.count = 0
+        self.count: int = 0
         #: Value of ``count`` at which the rule fired, or None.
         self.stopped_at: int | None = None
         #: Gain that remains, as of the last look, with its standard error (None before the first), in nats.
         self.remaining: Estimate | None = None
         #: Confidence bound of it, which the rule compares with ``tolerance``.
-        self.bound = math.inf
+        self.bound: float = math.inf
         self._size = math.ceil(self.minimum / BATCHES)
         self._sum, self._in_batch = 0.0, 0
         self._means: list[float] = []

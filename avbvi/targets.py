@@ -58,7 +58,7 @@ class UnconstrainedTarget:
         self.model = model
         self.layout = layout
         self.args = args
-        self.kwargs = kwargs or {}
+        self.kwargs: dict[str, Any] = kwargs or {}
         self.vectorize = vectorize
         #: Recordings of the log-density, while :meth:`trace_once` is in force.
         self.traced: TracedDensity | None = None
@@ -67,11 +67,11 @@ class UnconstrainedTarget:
             trace = prune_subsample_sites(poutine.block(poutine.trace(model).get_trace)(*args, **self.kwargs))
         nodes = [n for n in trace.nodes.values() if n["type"] == "sample"]
         dims = [f.dim for n in nodes for f in n["cond_indep_stack"] if f.vectorized]
-        self.max_plate_nesting = -min(dims) if dims else 0
-        self.has_parameters = any(n["type"] == "param" for n in trace.nodes.values())
+        self.max_plate_nesting: int = -min(dims) if dims else 0
+        self.has_parameters: bool = any(n["type"] == "param" for n in trace.nodes.values())
         known = {site.name for site in layout.sites}
         latent = {n["name"]: n for n in nodes if not n["is_observed"]}
-        self.enumerated = [n for n, node in latent.items() if node["infer"].get("enumerate") == "parallel"]
+        self.enumerated: list[str] = [n for n, node in latent.items() if node["infer"].get("enumerate") == "parallel"]
         absent = {site.name: list(site.shape) for site in layout.sites
                   if site.name not in latent or latent[site.name]["value"].shape != site.shape}  # fmt: skip
         if absent:

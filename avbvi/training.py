@@ -61,20 +61,24 @@ class Trainer:
         model_lr: float | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.model, self.kwargs = model, kwargs
+        self.model: Model = model
+        self.kwargs: dict[str, Any] = kwargs
         self.batches: Batches = divided_batches(batches_of(args, device), args, guide.is_amortised)
         #: The arguments that stand for all others, and those of the last step.
-        self.args = self.current = self.batches.reference
-        self.guide, self.elbo = guide, elbo
-        self.lr, self.model_lr = lr, model_lr
-        self.state = TrainingState(guide, elbo, lr, model_lr, model_buffers(model, guide))
-        self.recovery = self._watch()
-        self.run = Run()
+        self.args: tuple[Any, ...] = self.batches.reference
+        self.current: tuple[Any, ...] = self.args
+        self.guide: AVBGuide = guide
+        self.elbo: AdversarialELBO = elbo
+        self.lr: float = lr
+        self.model_lr: float | None = model_lr
+        self.state: TrainingState = TrainingState(guide, elbo, lr, model_lr, model_buffers(model, guide))
+        self.recovery: Recovery = self._watch()
+        self.run: Run = Run()
         self.open_ended: OpenEnded | None = None
-        self.iterates = Iterates()
-        self.elapsed_before = 0.0
+        self.iterates: Iterates = Iterates()
+        self.elapsed_before: float = 0.0
         #: Moving average of the ELBO, for the progress bar.
-        self.smoothed = float("nan")
+        self.smoothed: float = float("nan")
         self._share = 1.0
         #: Whether steps read nothing back and are captured (:func:`~avbvi.capture.running.execution_of`).
         self.capture: bool | None = None
@@ -82,7 +86,7 @@ class Trainer:
         self.compiles = False
         self.execution: Execution = StepByStep(self)
         self._traced: TracedDensity | None = None
-        self.precision = Precision()
+        self.precision: Precision = Precision()
 
     def train(
         self,
@@ -123,7 +127,7 @@ class Trainer:
         return self._judged()
 
     def _prepare(self, steps: int | None, minutes: float | None, checkpoint: str | PathLike[str] | None) -> None:
-        self.fingerprint = {
+        self.fingerprint: dict[str, Any] = {
             "steps": steps,
             "minutes": minutes,
             "seed": self.run.seed,

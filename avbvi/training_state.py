@@ -43,12 +43,12 @@ class TrainingState:
         self.guide = guide
         self.elbo = elbo
         self.lr = lr
-        self.model_lr = lr if model_lr is None else model_lr
-        self.buffers = dict(buffers or {})
+        self.model_lr: float = lr if model_lr is None else model_lr
+        self.buffers: dict[str, Tensor] = dict(buffers or {})
         self.optimiser: ScheduledAdam | None = None
         self._parameters: dict[str, Tensor] = {}
         #: How often a state was restored; what was captured of the tensors before then is void.
-        self.restorations = 0
+        self.restorations: int = 0
 
     def optimise(self, named: dict[str, Tensor]) -> None:
         """One step of the outer optimiser; parameters not met before, by their names in Pyro's store, join it."""

@@ -43,17 +43,19 @@ class TrunkStage:
         weighted: bool,
         length: OpenEnded | None = None,
     ) -> None:
-        self.guide, self.schedule, self.target = guide, schedule, target
+        self.guide: AVBGuide = guide
+        self.schedule: Schedule = schedule
+        self.target: UnconstrainedTarget | None = target
         self.trunk: Trunk = guide.part("trunk")
-        self.share = 1.0 if bool(guide.trunk_suffices) else share
+        self.share: float = 1.0 if bool(guide.trunk_suffices) else share
         candidates = self.trunk.candidates
-        self.usable = [i for i, t in enumerate(candidates) if weighted or t.is_reparameterised]
+        self.usable: list[int] = [i for i, t in enumerate(candidates) if weighted or t.is_reparameterised]
         if not self.usable:
             raise ValueError(
                 f"trunk={type(candidates[0]).__name__}() is fitted from weighted draws, which this loss does not take; "
                 "use trunk=FlowTrunk(), or AdversarialELBO() around a plain Trace_ELBO with vectorised particles"
             )
-        self.race = schedule.race * share if target is not None else 0.0
+        self.race: float = schedule.race * share if target is not None else 0.0
         self.length = length
         if length is not None:
             length.share = self.share

@@ -40,8 +40,8 @@ class ConditionalAdversary(Adversary):
 
     def __init__(self, squares: bool = True, log_prior: bool = False, *, objective: Objective = Logistic()) -> None:
         super().__init__(objective=objective)
-        self.squares = flag("squares", squares)
-        self.log_prior = flag("log_prior", log_prior)
+        self.squares: bool = flag("squares", squares)
+        self.log_prior: bool = flag("log_prior", log_prior)
 
     @property
     def uses_log_prior(self) -> bool:
@@ -108,8 +108,8 @@ class EncodingAdversary(ConditionalAdversary):
         objective: Objective = Logistic(),
     ) -> None:
         super().__init__(squares, log_prior, objective=objective)
-        self.body = checked_body(body)
-        self.slope = checked_slope(slope)
+        self.body: nn.Module | None = checked_body(body)
+        self.slope: float | None = checked_slope(slope)
 
     @property
     def is_rebuildable(self) -> bool:
@@ -117,7 +117,7 @@ class EncodingAdversary(ConditionalAdversary):
 
     def build(self, dim: int) -> None:
         if self.dim is None:
-            self.width = self.context_dim if self.body is None else body_width(self.body, self.context_dim)
+            self.width: int = self.context_dim if self.body is None else body_width(self.body, self.context_dim)
         super().build(dim)
 
     def seen(self, context: Tensor) -> Tensor:
@@ -156,15 +156,15 @@ class InnerProductAdversary(EncodingAdversary):
         objective: Objective = Logistic(),
     ) -> None:
         super().__init__(body, slope, squares, log_prior, objective=objective)
-        self.dropout = share("dropout", dropout)
-        self.hidden = checked_layers("hidden", hidden)
+        self.dropout: float = share("dropout", dropout)
+        self.hidden: tuple[int, ...] = checked_layers("hidden", hidden)
 
     def _build(self, dim: int) -> None:
         h = self.hidden[-1]
-        self.of_context = ContextNetwork(self.width, self.hidden, self.slope, self.dropout)
-        self.of_features = ContextNetwork(dim, self.hidden, self.slope, self.dropout)
-        self.context_end = nn.Linear(h, h)
-        self.features_end = nn.Linear(h, h)
+        self.of_context: ContextNetwork = ContextNetwork(self.width, self.hidden, self.slope, self.dropout)
+        self.of_features: ContextNetwork = ContextNetwork(dim, self.hidden, self.slope, self.dropout)
+        self.context_end: nn.Linear = nn.Linear(h, h)
+        self.features_end: nn.Linear = nn.Linear(h, h)
         for network, end in ((self.of_context, self.context_end), (self.of_features, self.features_end)):
             for layer in network.layers:
                 if isinstance(layer, nn.Linear):
@@ -214,19 +214,23 @@ class JointAdversary(EncodingAdversary):
         objective: Objective = Logistic(),
     ) -> None:
         super().__init__(body, slope, squares, log_prior, objective=objective)
-        self.dropout = share("dropout", dropout)
-        self.quadratic = flag("quadratic", quadratic)
-        self.hidden = integers("hidden", hidden, "widths of the hidden layers of the joint network")
-        self.alone = integers("alone", alone, "widths of the hidden layers of the networks of x and z alone")
+        self.dropout: float = share("dropout", dropout)
+        self.quadratic: bool = flag("quadratic", quadratic)
+        self.hidden: tuple[int, ...] = integers("hidden", hidden, "widths of the hidden layers of the joint network")
+        self.alone: tuple[int, ...] = integers(
+            "alone", alone, "widths of the hidden layers of the networks of x and z alone"
+        )
         if not self.hidden:
             raise ValueError("hidden must name at least one layer, found ()")
 
     def _build(self, dim: int) -> None:
-        self.joint = InjectedNetwork(dim, self.width, self.hidden, 1, self.slope, zero_last=True, dropout=self.dropout)
-        self.of_context = _scalar(self.width, self.alone, self.slope, self.dropout)
-        self.of_features = _scalar(dim, self.alone, self.slope, self.dropout)
+        self.joint: InjectedNetwork = InjectedNetwork(
+            dim, self.width, self.hidden, 1, self.slope, zero_last=True, dropout=self.dropout
+        )
+        self.of_context: nn.Sequential = _scalar(self.width, self.alone, self.slope, self.dropout)
+        self.of_features: nn.Sequential = _scalar(dim, self.alone, self.slope, self.dropout)
         if self.quadratic:
-            self.form = QuadraticForm(dim // 2 if self.squares else dim, self.width)
+            self.form: QuadraticForm = QuadraticForm(dim // 2 if self.squares else dim, self.width)
 
     def network_output(self, features: Tensor, context: Tensor) -> Tensor:
         seen = self.seen(context)

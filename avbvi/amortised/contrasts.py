@@ -54,9 +54,9 @@ class ConditionalGaussianContrast(Contrast):
 
     def __init__(self, full: bool = True, draws: int | None = None, jitter: float = 1e-6) -> None:
         super().__init__()
-        self.full = flag("full", full)
-        self.draws = None if draws is None else integer("draws", draws, 2)
-        self.jitter = number("jitter", jitter)
+        self.full: bool = flag("full", full)
+        self.draws: int | None = None if draws is None else integer("draws", draws, 2)
+        self.jitter: float = number("jitter", jitter)
         if not 0.0 <= self.jitter < 1.0:
             raise ValueError(f"jitter must be in [0, 1), found {jitter}")
 
@@ -126,11 +126,11 @@ class LearnedGaussianContrast(Contrast):
         slope: float | None = None,
     ) -> None:
         super().__init__()
-        self.hidden = integers("hidden", hidden, "widths of the network's layers")
-        self.full = flag("full", full)
-        self.start_scale = positive_number("start_scale", start_scale)
-        self.body = checked_body(body)
-        self.slope = checked_slope(slope)
+        self.hidden: tuple[int, ...] = integers("hidden", hidden, "widths of the network's layers")
+        self.full: bool = flag("full", full)
+        self.start_scale: float = positive_number("start_scale", start_scale)
+        self.body: nn.Module | None = checked_body(body)
+        self.slope: float | None = checked_slope(slope)
 
     @property
     def is_rebuildable(self) -> bool:
@@ -139,11 +139,11 @@ class LearnedGaussianContrast(Contrast):
     def build_for(self, dim: int, context_dim: int, sampler: Sampler) -> None:
         if self.dim is None:
             if self.body is None:
-                self.own_body = ContextNetwork(context_dim, self.hidden, self.slope)
+                self.own_body: ContextNetwork = ContextNetwork(context_dim, self.hidden, self.slope)
                 width = self.own_body.width
             else:
                 width = body_width(self.body, context_dim)
-            self.head = GaussianHead(width, dim, self.full, 1.0, constant=True)
+            self.head: GaussianHead = GaussianHead(width, dim, self.full, 1.0, constant=True)
         super().build_for(dim, context_dim, sampler)
 
     def _gaussians(self, sampler: Sampler, context: Tensor) -> Gaussians:

@@ -54,19 +54,19 @@ class ConvolutionalSampler(AmortisedSampler):
         shape = checked_image_shape(image_shape)
         super().__init__(math.prod(shape))
         self.image_shape = shape
-        self.channels = checked_layers("channels", channels, "numbers of channels")
-        self.blocks = integer("blocks", blocks, 0)
-        self.network_noise = checked_noise("network_noise", network_noise)
-        self.start_scale = positive_number("start_scale", start_scale)
-        self.smoothing = checked_smoothing(smoothing)
-        self.slope = checked_slope(slope)
+        self.channels: tuple[int, ...] = checked_layers("channels", channels, "numbers of channels")
+        self.blocks: int = integer("blocks", blocks, 0)
+        self.network_noise: int | None = checked_noise("network_noise", network_noise)
+        self.start_scale: float = positive_number("start_scale", start_scale)
+        self.smoothing: float = checked_smoothing(smoothing)
+        self.slope: float | None = checked_slope(slope)
 
     def _build(self, dim: int) -> None:
-        self.inner_dim = max(LEAST_NOISE, 2 * dim) if self.network_noise is None else self.network_noise
-        self.noise_dim = self.inner_dim + (dim if self.smoothing else 0)
-        self.linear = scaled_rows(self.inner_dim, dim, math.sqrt(1.0 - self.smoothing**2) * self.start_scale)
+        self.inner_dim: int = max(LEAST_NOISE, 2 * dim) if self.network_noise is None else self.network_noise
+        self.noise_dim: int | None = self.inner_dim + (dim if self.smoothing else 0)
+        self.linear: nn.Linear = scaled_rows(self.inner_dim, dim, math.sqrt(1.0 - self.smoothing**2) * self.start_scale)
         n_out = 2 * dim if self.smoothing else dim
-        self.network = InjectedConvolutions(
+        self.network: InjectedConvolutions = InjectedConvolutions(
             self.image_shape, self.channels, self.blocks, self.inner_dim, n_out, self.slope
         )
 
@@ -114,11 +114,11 @@ class ConvolutionalAdversary(ConditionalAdversary):
         objective: Objective = Logistic(),
     ) -> None:
         super().__init__(squares, log_prior, objective=objective)
-        self.dropout = share("dropout", dropout)
-        self.image_shape = checked_image_shape(image_shape)
-        self.channels = checked_layers("channels", channels, "numbers of channels")
-        self.blocks = integer("blocks", blocks, 0)
-        self.slope = checked_slope(slope)
+        self.dropout: float = share("dropout", dropout)
+        self.image_shape: tuple[int, int, int] = checked_image_shape(image_shape)
+        self.channels: tuple[int, ...] = checked_layers("channels", channels, "numbers of channels")
+        self.blocks: int = integer("blocks", blocks, 0)
+        self.slope: float | None = checked_slope(slope)
 
     def _build(self, dim: int) -> None:
         if math.prod(self.image_shape) != self.context_dim:
@@ -126,7 +126,7 @@ class ConvolutionalAdversary(ConditionalAdversary):
                 f"image_shape={self.image_shape} has {math.prod(self.image_shape)} pixels, but the context "
                 f"{self.context_dim} numbers per datum"
             )
-        self.network = InjectedConvolutions(
+        self.network: InjectedConvolutions = InjectedConvolutions(
             self.image_shape, self.channels, self.blocks, dim, 1, self.slope, zero_last=True, dropout=self.dropout
         )
 
@@ -166,11 +166,11 @@ class ImageAdversary(Adversary):
         objective: Objective = Logistic(),
     ) -> None:
         super().__init__(objective=objective)
-        self.image_shape = checked_image_shape(image_shape)
-        self.channels = checked_layers("channels", channels, "numbers of channels")
-        self.blocks = integer("blocks", blocks, 0)
-        self.slope = checked_slope(slope)
-        self.dropout = share("dropout", dropout)
+        self.image_shape: tuple[int, int, int] = checked_image_shape(image_shape)
+        self.channels: tuple[int, ...] = checked_layers("channels", channels, "numbers of channels")
+        self.blocks: int = integer("blocks", blocks, 0)
+        self.slope: float | None = checked_slope(slope)
+        self.dropout: float = share("dropout", dropout)
 
     def _build(self, dim: int) -> None:
         if math.prod(self.image_shape) != dim:
@@ -178,7 +178,7 @@ class ImageAdversary(Adversary):
                 f"image_shape={self.image_shape} has {math.prod(self.image_shape)} pixels, but the features "
                 f"{dim} numbers per datum"
             )
-        self.network = InjectedConvolutions(
+        self.network: InjectedConvolutions = InjectedConvolutions(
             self.image_shape, self.channels, self.blocks, None, 1, self.slope, zero_last=True, dropout=self.dropout
         )
 
@@ -250,13 +250,13 @@ class InjectedConvolutions(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
-        self.unit = unit(slope, dropout)
+        self.unit: nn.Module = unit(slope, dropout)
         _, height, width = image_shape
-        self.scales = nn.ModuleList()
+        self.scales: nn.ModuleList = nn.ModuleList()
         for a, b in itertools.pairwise((image_shape[0], *channels)):
             self.scales.append(_Scale(a, b, blocks, inject_dim, slope, dropout))
             height, width = (height + 1) // 2, (width + 1) // 2
-        self.leave = nn.Linear(channels[-1] * height * width, n_out)
+        self.leave: nn.Linear = nn.Linear(channels[-1] * height * width, n_out)
         if zero_last:
             zero_(self.leave)
 

@@ -30,11 +30,13 @@ class GaussianHead(nn.Module):
 
     def __init__(self, width: int, dim: int, full: bool, start_scale: float, *, constant: bool = False) -> None:
         super().__init__()
-        self.dim, self.full, self.start = dim, full and dim > 1, math.log(start_scale)
-        self.loc = nn.Linear(width, dim)
-        self.log_scale = nn.Linear(width, dim)
+        self.dim: int = dim
+        self.full: bool = full and dim > 1
+        self.start: float = math.log(start_scale)
+        self.loc: nn.Linear = nn.Linear(width, dim)
+        self.log_scale: nn.Linear = nn.Linear(width, dim)
         if self.full:
-            self.lower = nn.Linear(width, dim * (dim - 1) // 2)
+            self.lower: nn.Linear = nn.Linear(width, dim * (dim - 1) // 2)
             zero_(self.lower)
             self.register_buffer("places", torch.tril_indices(dim, dim, -1), persistent=False)
         if constant:
@@ -86,10 +88,11 @@ class Gaussians:
     """
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        self.loc, self.scale = loc, scale
-        self.full = scale.dim() == 3
+        self.loc: Tensor = loc
+        self.scale: Tensor = scale
+        self.full: bool = scale.dim() == 3
         diagonal = scale.diagonal(dim1=-2, dim2=-1) if self.full else scale
-        self.log_det = diagonal.log().sum(-1)
+        self.log_det: Tensor = diagonal.log().sum(-1)
 
     @cached_property
     def _inverse(self) -> Tensor:

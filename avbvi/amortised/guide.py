@@ -134,7 +134,7 @@ class AmortisedAVBGuide(AVBGuide):
         try:
             self._set_up_parts(args, kwargs)
         except (RuntimeError, TypeError, ValueError):
-            self.prototype_trace = None  # a second call must not find a guide that is half set up
+            self.prototype_trace: Any = None  # a second call must not find a guide that is half set up
             raise
 
     def _set_up_parts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ class AmortisedAVBGuide(AVBGuide):
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.master is None:
-            self.plates = {p.name: p for p in self._open_plates(*args, **kwargs)}
+            self.plates: dict[str, Any] = {p.name: p for p in self._open_plates(*args, **kwargs)}
         else:
             self.plates = self.master().plates
         return self.plates
@@ -202,11 +202,11 @@ class AmortisedAVBGuide(AVBGuide):
     def _prior(self, data: Minibatch) -> MinibatchPrior:
         return MinibatchPrior(lambda: self._target_of(data))
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> ImplicitDistribution:
-        """The guide's distribution over the unconstrained vectors of a minibatch's data, batch (B, 1...)."""
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
+        """The guide's :class:`~avbvi.ImplicitDistribution` over the vectors of a minibatch's data, batch (B, 1...)."""
         return self.posterior_of(self.minibatch(*args, **kwargs), self.sampler)
 
-    def posterior_of(self, data: Minibatch, sampler: Sampler | None = None) -> ImplicitDistribution:
+    def posterior_of(self, data: Minibatch, sampler: Sampler | None = None) -> dist.TorchDistribution:
         """The same for a :class:`Minibatch`; Pyro is not told of the sampler's parameters unless it is handed in."""
         assert self.plate_layout is not None
         layout = self.plate_layout

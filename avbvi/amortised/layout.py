@@ -60,8 +60,9 @@ class PlateLayout:
 
     def __init__(self, sites: list[LocalSite], plate: str, plate_dim: int) -> None:
         self.sites = sites
-        self.dim = sites[-1].stop
-        self.plate, self.plate_dim = plate, plate_dim
+        self.dim: int = sites[-1].stop
+        self.plate: str = plate
+        self.plate_dim: int = plate_dim
 
     @classmethod
     def from_trace(cls, trace: Trace) -> PlateLayout:

@@ -61,8 +61,8 @@ class ContextNetwork(nn.Module):
 
     def __init__(self, context_dim: int, hidden: tuple[int, ...], slope: float | None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.width = hidden[-1] if hidden else context_dim
-        self.layers = nn.Sequential()
+        self.width: int = hidden[-1] if hidden else context_dim
+        self.layers: nn.Sequential = nn.Sequential()
         for n_in, n_out in itertools.pairwise((context_dim, *hidden)):
             self.layers.extend([nn.Linear(n_in, n_out), unit(slope, dropout)])
 
@@ -122,11 +122,11 @@ class InjectedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = hidden
-        self.from_noise = nn.Linear(noise_dim, sum(hidden), bias=False)
-        self.from_context = nn.Linear(context_width, sum(hidden))
-        self.between = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(hidden))
-        self.leave = nn.Linear(hidden[-1], n_out)
-        self.unit = unit(slope, dropout)
+        self.from_noise: nn.Linear = nn.Linear(noise_dim, sum(hidden), bias=False)
+        self.from_context: nn.Linear = nn.Linear(context_width, sum(hidden))
+        self.between: nn.ModuleList = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(hidden))
+        self.leave: nn.Linear = nn.Linear(hidden[-1], n_out)
+        self.unit: nn.Module = unit(slope, dropout)
         if zero_last:
             zero_(self.leave)
 
@@ -151,7 +151,7 @@ class Smoothing(nn.Module):
     def __init__(self, width: int, dim: int, start: float) -> None:
         super().__init__()
         self.start = start
-        self.log_scale = nn.Linear(width, dim)
+        self.log_scale: nn.Linear = nn.Linear(width, dim)
         zero_(self.log_scale)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -177,8 +177,9 @@ class BasisNetworks(nn.Module):
     def __init__(self, count: int, sizes: tuple[int, ...], slope: float | None) -> None:
         super().__init__()
         self.count = count
-        self.unit = unit(slope)
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.unit: nn.Module = unit(slope)
+        self.weights: nn.ParameterList = nn.ParameterList()
+        self.biases: nn.ParameterList = nn.ParameterList()
         for n_in, n_out in itertools.pairwise(sizes):
             bound = 1.0 / math.sqrt(n_in)
             self.weights.append(nn.Parameter(torch.empty(count, n_in, n_out).uniform_(-bound, bound)))

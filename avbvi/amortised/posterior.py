@@ -317,6 +317,6 @@ class AmortisedPosterior(Posterior):
         self.guide.to(where)
         for module in modules_of(self.model).values():
             module.to(where)
-        self.args = tuple(moved(a, where) for a in self.args)
-        self.kwargs = {name: moved(value, where) for name, value in self.kwargs.items()}
+        self.args: tuple[Any, ...] = tuple(moved(a, where) for a in self.args)
+        self.kwargs: dict[str, Any] = {name: moved(value, where) for name, value in self.kwargs.items()}
         return self

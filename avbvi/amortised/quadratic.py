@@ -25,12 +25,12 @@ class QuadraticForm(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.of_features = nn.Parameter(torch.zeros(dim))
-        self.of_context = nn.Parameter(torch.zeros(width))
-        self.features_squared = nn.Parameter(torch.zeros(dim, dim))
-        self.context_squared = nn.Parameter(torch.zeros(width))
-        self.product = nn.Parameter(torch.zeros(dim, width))
-        self.gain = REACH / sum(p.numel() for p in self.parameters())
+        self.of_features: nn.Parameter = nn.Parameter(torch.zeros(dim))
+        self.of_context: nn.Parameter = nn.Parameter(torch.zeros(width))
+        self.features_squared: nn.Parameter = nn.Parameter(torch.zeros(dim, dim))
+        self.context_squared: nn.Parameter = nn.Parameter(torch.zeros(width))
+        self.product: nn.Parameter = nn.Parameter(torch.zeros(dim, width))
+        self.gain: float = REACH / sum(p.numel() for p in self.parameters())
 
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
         # What depends on x alone is computed once per datum, not per draw.

@@ -96,11 +96,11 @@ class EncodingSampler(AmortisedSampler):
         self, context_dim: int, context_hidden: tuple[int, ...], body: nn.Module | None, slope: float | None
     ) -> None:
         super().__init__(context_dim)
-        self.context_hidden = integers("context_hidden", context_hidden, "widths of the body's layers")
-        self.slope = checked_slope(slope)
-        self.body = checked_body(body)
+        self.context_hidden: tuple[int, ...] = integers("context_hidden", context_hidden, "widths of the body's layers")
+        self.slope: float | None = checked_slope(slope)
+        self.body: nn.Module | None = checked_body(body)
         if body is not None:
-            self.width = body_width(body, self.context_dim)
+            self.width: int = body_width(body, self.context_dim)
 
     @property
     def is_rebuildable(self) -> bool:
@@ -108,7 +108,7 @@ class EncodingSampler(AmortisedSampler):
 
     def build(self, dim: int) -> None:
         if self.dim is None and self.body is None:
-            self.own_body = ContextNetwork(self.context_dim, self.context_hidden, self.slope)
+            self.own_body: ContextNetwork = ContextNetwork(self.context_dim, self.context_hidden, self.slope)
             self.width = self.own_body.width
         super().build(dim)
 
@@ -154,19 +154,21 @@ class ConditionalSampler(EncodingSampler):
         slope: float | None = None,
     ) -> None:
         super().__init__(context_dim, context_hidden, body, slope)
-        self.hidden = checked_layers("hidden", hidden)
-        self.network_noise = checked_noise("network_noise", network_noise)
-        self.start_scale = positive_number("start_scale", start_scale)
-        self.smoothing = checked_smoothing(smoothing)
+        self.hidden: tuple[int, ...] = checked_layers("hidden", hidden)
+        self.network_noise: int | None = checked_noise("network_noise", network_noise)
+        self.start_scale: float = positive_number("start_scale", start_scale)
+        self.smoothing: float = checked_smoothing(smoothing)
 
     def _build(self, dim: int) -> None:
-        self.inner_dim = max(LEAST_NOISE, 2 * dim) if self.network_noise is None else self.network_noise
-        self.noise_dim = self.inner_dim + (dim if self.smoothing else 0)
-        self.location = nn.Linear(self.width, dim)
-        self.linear = scaled_rows(self.inner_dim, dim, math.sqrt(1.0 - self.smoothing**2) * self.start_scale)
-        self.network = InjectedNetwork(self.inner_dim, self.width, self.hidden, dim, self.slope, zero_last=True)
+        self.inner_dim: int = max(LEAST_NOISE, 2 * dim) if self.network_noise is None else self.network_noise
+        self.noise_dim: int | None = self.inner_dim + (dim if self.smoothing else 0)
+        self.location: nn.Linear = nn.Linear(self.width, dim)
+        self.linear: nn.Linear = scaled_rows(self.inner_dim, dim, math.sqrt(1.0 - self.smoothing**2) * self.start_scale)
+        self.network: InjectedNetwork = InjectedNetwork(
+            self.inner_dim, self.width, self.hidden, dim, self.slope, zero_last=True
+        )
         if self.smoothing:
-            self.smooth = Smoothing(self.width, dim, self.smoothing * self.start_scale)
+            self.smooth: Smoothing = Smoothing(self.width, dim, self.smoothing * self.start_scale)
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         features, inner = self.features(context), noise[..., : self.inner_dim]
@@ -217,20 +219,22 @@ class NoiseBasisSampler(EncodingSampler):
         slope: float | None = None,
     ) -> None:
         super().__init__(context_dim, context_hidden, body, slope)
-        self.bases = integer("bases", bases, 1)
-        self.basis_noise = integer("basis_noise", basis_noise, 1)
-        self.basis_hidden = integers("basis_hidden", basis_hidden, "widths of the hidden layers of each basis")
-        self.moment_draws = integer("moment_draws", moment_draws, 2)
-        self.offset = number("offset", offset)
+        self.bases: int = integer("bases", bases, 1)
+        self.basis_noise: int = integer("basis_noise", basis_noise, 1)
+        self.basis_hidden: tuple[int, ...] = integers(
+            "basis_hidden", basis_hidden, "widths of the hidden layers of each basis"
+        )
+        self.moment_draws: int = integer("moment_draws", moment_draws, 2)
+        self.offset: float = number("offset", offset)
         if not abs(self.offset) < 50.0:
             raise ValueError(f"offset must lie between -50 and 50, found {offset}")
         self.noise_dim = self.bases * self.basis_noise
 
     def _build(self, dim: int) -> None:
         self.register_buffer("moment_noise", fixed_noise(self.moment_draws, self.noise_dim))
-        self.basis = BasisNetworks(self.bases, (self.basis_noise, *self.basis_hidden, dim), self.slope)
-        self.location = nn.Linear(self.width, dim)
-        self.coefficients = nn.Linear(self.width, self.bases * dim)
+        self.basis: BasisNetworks = BasisNetworks(self.bases, (self.basis_noise, *self.basis_hidden, dim), self.slope)
+        self.location: nn.Linear = nn.Linear(self.width, dim)
+        self.coefficients: nn.Linear = nn.Linear(self.width, self.bases * dim)
 
     def _location_and_coefficients(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         features = self.features(context)
@@ -285,12 +289,12 @@ class ConditionalGaussianSampler(EncodingSampler):
         slope: float | None = None,
     ) -> None:
         super().__init__(context_dim, context_hidden, body, slope)
-        self.full = flag("full", full)
-        self.start_scale = positive_number("start_scale", start_scale)
+        self.full: bool = flag("full", full)
+        self.start_scale: float = positive_number("start_scale", start_scale)
 
     def _build(self, dim: int) -> None:
-        self.noise_dim = dim
-        self.head = GaussianHead(self.width, dim, self.full, self.start_scale)
+        self.noise_dim: int | None = dim
+        self.head: GaussianHead = GaussianHead(self.width, dim, self.full, self.start_scale)
 
     def gaussians(self, context: Tensor) -> Gaussians:
         """mu(x) and L(x) of each row of the context (B, context_dim)."""

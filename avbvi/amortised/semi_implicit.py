@@ -68,19 +68,19 @@ class SemiImplicitSampler(EncodingSampler):
         slope: float | None = None,
     ) -> None:
         super().__init__(context_dim, context_hidden, body, slope)
-        self.hidden = checked_layers("hidden", hidden)
-        self.extra_noise = checked_noise("extra_noise", extra_noise)
-        self.full = flag("full", full)
-        self.start_scale = positive_number("start_scale", start_scale)
-        self.limit = positive_number("limit", limit)
-        self.moment_draws = integer("moment_draws", moment_draws, 2)
+        self.hidden: tuple[int, ...] = checked_layers("hidden", hidden)
+        self.extra_noise: int | None = checked_noise("extra_noise", extra_noise)
+        self.full: bool = flag("full", full)
+        self.start_scale: float = positive_number("start_scale", start_scale)
+        self.limit: float = positive_number("limit", limit)
+        self.moment_draws: int = integer("moment_draws", moment_draws, 2)
 
     def _build(self, dim: int) -> None:
         extra = max(LEAST_EXTRA, dim // 2) if self.extra_noise is None else self.extra_noise
         self.noise_dim = dim + extra
         self.register_buffer("moment_noise", fixed_noise(self.moment_draws, extra))
-        self.head = GaussianHead(self.width, dim, self.full, self.start_scale)
-        self.network = InjectedNetwork(extra, self.width, self.hidden, dim, self.slope)
+        self.head: GaussianHead = GaussianHead(self.width, dim, self.full, self.start_scale)
+        self.network: InjectedNetwork = InjectedNetwork(extra, self.width, self.hidden, dim, self.slope)
         with torch.no_grad():
             for p in self.network.leave.parameters():
                 p.mul_(SMALL_START)

@@ -52,14 +52,16 @@ class DatumTarget:
         vectorize: bool = True,
         indices: Tensor | None = None,
     ) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs or {}
+        self.model: Model = model
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs or {}
         self.vectorize = vectorize
         # Seeded, so that a resumed run draws what an uninterrupted one does.
         with torch.no_grad(), seeded(0), poutine.block():
             full = poutine.trace(self._at(model, layout, indices)).get_trace(*args, **self.kwargs)
         trace = prune_subsample_sites(full)
         latent = {n["name"]: n for n in trace.nodes.values() if n["type"] == "sample" and not n["is_observed"]}
-        self.layout = layout or PlateLayout.from_trace(trace)
+        self.layout: PlateLayout = layout or PlateLayout.from_trace(trace)
         names = {site.name for site in self.layout.sites}
         if set(latent) != names:
             raise ModelError(
@@ -68,8 +70,8 @@ class DatumTarget:
             )
         frame = data_frame(trace)
         nodes = [n for n in trace.nodes.values() if n["type"] == "sample"]
-        self.max_plate_nesting = -min(f.dim for n in nodes for f in n["cond_indep_stack"] if f.vectorized)
-        self.has_parameters = any(n["type"] == "param" for n in trace.nodes.values())
+        self.max_plate_nesting: int = -min(f.dim for n in nodes for f in n["cond_indep_stack"] if f.vectorized)
+        self.has_parameters: bool = any(n["type"] == "param" for n in trace.nodes.values())
         self.frame = frame
         self.indices: Tensor | None = full.nodes[frame.name]["value"] if frame.name in full.nodes else None
 
@@ -239,7 +241,7 @@ class StopAfter(Messenger):
         self.names = names
 
     def __enter__(self) -> Any:
-        self.left = set(self.names)
+        self.left: set[str] = set(self.names)
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: Any) -> None:

@@ -54,8 +54,8 @@ class StepSizes:
         self.target = target
         pilots, batch, dim = state.z.shape
         # For a Gaussian in its own units, .65 are accepted at about dim^(-1/4).
-        self.log_step = torch.full((batch,), -0.25 * math.log(dim), dtype=torch.float64, device=state.z.device)
-        self.by_temperature = self.log_step.new_zeros(count, batch)
+        self.log_step: Tensor = torch.full((batch,), -0.25 * math.log(dim), dtype=torch.float64, device=state.z.device)
+        self.by_temperature: Tensor = self.log_step.new_zeros(count, batch)
         lead = first % GROUP
         self._pad = (lead, -(lead + batch) % GROUP)
         self._sizes = self._grouped(torch.ones_like(self.log_step)).sum(1)
@@ -99,8 +99,11 @@ class Annealing(ABC):
     done: int
 
     def __init__(self, path: Path, betas: Tensor, metric: Metric, leapfrog_steps: int, keys: Keys) -> None:
-        self.path, self.metric, self.leapfrog_steps, self.keys = path, metric, leapfrog_steps, keys
-        self.count = len(betas) - 1
+        self.path: Path = path
+        self.metric: Metric = metric
+        self.leapfrog_steps: int = leapfrog_steps
+        self.keys: Keys = keys
+        self.count: int = len(betas) - 1
         self.done = 0
         self._temperatures: dict[bool, Repeated] = {}
 
@@ -109,8 +112,8 @@ class Annealing(ABC):
         device = state.z.device
         # Of densities that return their argument, or one number for all chains, what is kept may be theirs.
         self.state = PathState(*(x.clone() for x in state))
-        self.betas = betas.to(device)
-        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.betas: Tensor = betas.to(device)
+        self.step: Tensor = torch.zeros(1, dtype=torch.int64, device=device)
         self.log_weights = torch.zeros(state.z.shape[:2], dtype=torch.float64, device=device)
         self.acceptance = torch.full((self.count,), math.nan, dtype=torch.float64, device=device)
 
@@ -221,11 +224,11 @@ class ForwardAnnealing(Annealing):
         state, at_pilots = path.evaluate(z), path.evaluate(pilot_z)
         check_start(state, at_pilots)
         self._place(state, betas)
-        self.pilots = PathState(*(x.clone() for x in at_pilots))
-        self.noise = ChainNoise(keys, Role.FORWARD, z.shape, z)
-        self.pilot_noise = ChainNoise(keys, Role.PILOT, pilot_z.shape, z)
-        self.step_sizes = StepSizes(self.count, self.pilots, target_acceptance, keys.first)
-        self.stride = max(1, self.count // _PILOT_STOPS)
+        self.pilots: PathState = PathState(*(x.clone() for x in at_pilots))
+        self.noise: ChainNoise = ChainNoise(keys, Role.FORWARD, z.shape, z)
+        self.pilot_noise: ChainNoise = ChainNoise(keys, Role.PILOT, pilot_z.shape, z)
+        self.step_sizes: StepSizes = StepSizes(self.count, self.pilots, target_acceptance, keys.first)
+        self.stride: int = max(1, self.count // _PILOT_STOPS)
 
     def _with_pilots(self, index: int) -> bool:
         return index < _PILOT_STOPS or index % self.stride == 0
@@ -244,7 +247,7 @@ class ForwardAnnealing(Annealing):
         if self.finished:
             state, change = self.path.exact(self.state)
             _keep(self.state, state)
-            self.log_weights += change
+            self.log_weights.add_(change)
 
     def saved(self) -> dict[str, Any]:
         steps = self.step_sizes
@@ -281,13 +284,13 @@ class BackwardAnnealing(Annealing):
 
     def __init__(self, forward: ForwardAnnealing, posterior_draws: Tensor) -> None:
         super().__init__(forward.path, forward.betas, forward.metric, forward.leapfrog_steps, forward.keys)
-        self.step_sizes = forward.step_sizes.by_temperature
+        self.step_sizes: Tensor = forward.step_sizes.by_temperature
         state = self.path.evaluate(posterior_draws.expand(len(forward.log_weights), *posterior_draws.shape))
         check_start(state)
         self._place(state, forward.betas)
         # From the exact density to the one that the chains see.
-        self.log_weights += self.path.exact(state)[1]
-        self.noise = ChainNoise(forward.keys, Role.BACKWARD, state.z.shape, state.z)
+        self.log_weights.add_(self.path.exact(state)[1])
+        self.noise: ChainNoise = ChainNoise(forward.keys, Role.BACKWARD, state.z.shape, state.z)
 
     def _temperature(self, *, pilots: bool) -> None:
         index = self.count - 1 - self.step

@@ -140,7 +140,8 @@ class GaussianStart(StartDensity):
                 f"{int(bad[0])}; add a little to its diagonal"
             )
         eye = torch.eye(loc.shape[1], dtype=factor.dtype, device=factor.device)
-        self.loc, self._factor = loc.detach(), factor.to(loc)
+        self.loc: Tensor = loc.detach()
+        self._factor = factor.to(loc)
         # Inverted once in float64: products are much faster than triangular solves of every evaluation.
         self._inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).to(loc)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..recording.densities import value_and_score
 from ..recording.graphs import TracingError, record
 
-logger = logging.getLogger("avbvi")
+logger: logging.Logger = logging.getLogger("avbvi")
 
 #: A model is recorded at this evaluation of a shape, before it is captured: it takes as long as some evaluations.
 RECORDED_AT_CPU, RECORDED_AT_CUDA = 40, 2
@@ -37,7 +37,8 @@ class Evaluation:
     def __init__(
         self, log_prob: Callable[[Tensor], Tensor], chains_at_once: int | None = None, *, recorded: bool = False
     ) -> None:
-        self.log_prob, self.chains_at_once = log_prob, chains_at_once
+        self.log_prob: Callable[[Tensor], Tensor] = log_prob
+        self.chains_at_once: int | None = chains_at_once
         self.reason = None if recorded else "it was not asked for"
         self._requests: dict[Any, int] = {}
         self._graphs: dict[Any, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}

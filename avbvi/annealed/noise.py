@@ -70,7 +70,8 @@ class ChainNoise:
     def __init__(self, keys: Keys, role: Role, shape: Sequence[int], like: Tensor) -> None:
         n, batch, dim = shape
         device = like.device
-        self.dim, self.dtype = dim, like.dtype
+        self.dim: int = dim
+        self.dtype: torch.dtype = like.dtype
         root = _mix(_mix(torch.full((), keys.seed, dtype=torch.int64, device=device)) + int(role))
         data = torch.arange(keys.first, keys.first + batch, device=device)
         of_datum = _mix(root + _GOLDEN * (1 + data))

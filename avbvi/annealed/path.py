@@ -70,9 +70,10 @@ class Path:
         chains_at_once: int | None = None,
         recorded: bool = False,
     ) -> None:
-        self.density, self.start = density, start
+        self.density: DatumDensity = density
+        self.start: StartDensity = start
         #: What the chains' last states are weighted for.
-        self.target = density if exact is None else exact
+        self.target: DatumDensity = density if exact is None else exact
         self._joint = Evaluation(density.log_joint, chains_at_once, recorded=recorded)
         # A start with a closed form of its own needs no recording.
         own = type(start).evaluate is not StartDensity.evaluate

@@ -26,8 +26,10 @@ class LowPrecisionDensity:
     """
 
     def __init__(self, density: DatumDensity, precision: Precision) -> None:
-        self.density, self.precision = density, precision
-        self.batch, self.dim = density.batch, density.dim
+        self.density: DatumDensity = density
+        self.precision: Precision = precision
+        self.batch: int = density.batch
+        self.dim: int = density.dim
 
     def log_joint(self, z: Tensor) -> Tensor:
         with ExitStack() as contexts:

@@ -43,7 +43,7 @@ class GlobalDensity:
 
     def __init__(self, target: UnconstrainedTarget) -> None:
         self.target = target
-        self.dim = target.layout.dim
+        self.dim: int = target.layout.dim
 
     def log_joint(self, z: Tensor) -> Tensor:
         return self.target.log_prob(z.reshape(-1, self.dim)).reshape(z.shape[:-1])
@@ -80,8 +80,10 @@ class Frozen:
     """
 
     def __init__(self, density: DatumDensity, seed: int) -> None:
-        self.density, self.seed = density, seed
-        self.batch, self.dim = density.batch, density.dim
+        self.density: DatumDensity = density
+        self.seed: int = seed
+        self.batch: int = density.batch
+        self.dim: int = density.dim
 
     def log_joint(self, z: Tensor) -> Tensor:
         with seeded(self.seed):
@@ -129,8 +131,12 @@ class Problem:
         batch_size: int | None,
         vectorize: bool,
     ) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs
-        self.start, self.guide, self.vectorize = start, guide, vectorize
+        self.model: Model | DatumDensity = model
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.start: Start | None = start
+        self.guide: Any = guide
+        self.vectorize: bool = vectorize
         if start is not None and guide is not None:
             raise ValueError("give start or guide, not both: a guide is a start from its own moments")
         if start is not None and not isinstance(start, StartDensity):
@@ -149,7 +155,7 @@ class Problem:
                 raise ValueError("a density that has its data takes no further arguments; leave them out")
             if batch_size is not None and batch_size < model.batch:
                 raise ValueError("batch_size can't cut a density that has its data; call it for fewer data at a time")
-            self.bounds = [(0, -1)]
+            self.bounds: list[tuple[int, int]] = [(0, -1)]
             return
         function("model", model)
         rows = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)

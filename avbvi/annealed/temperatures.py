@@ -14,7 +14,7 @@ class Temperatures(ABC):
     """A schedule 0 = beta_0 < beta_1 < ... < beta_n = 1 of inverse temperatures."""
 
     def __init__(self, count: int) -> None:
-        self.count = integer("count", count, 1)
+        self.count: int = integer("count", count, 1)
 
     @abstractmethod
     def betas(self) -> Tensor:
@@ -52,7 +52,7 @@ class SigmoidTemperatures(Temperatures):
 
     def __init__(self, count: int, rate: float = 4.0) -> None:
         super().__init__(count)
-        self.rate = positive_number("rate", rate)
+        self.rate: float = positive_number("rate", rate)
         if self.rate > 30.0:
             raise ValueError(f"rate must be at most 30, found {rate}: the steps at the ends would vanish")
 

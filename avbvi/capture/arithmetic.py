@@ -54,7 +54,11 @@ class StepArithmetic:
     def __init__(
         self, model: Model, guide: AVBGuide, elbo: AdversarialELBO, state: TrainingState, kwargs: dict[str, Any]
     ) -> None:
-        self.model, self.guide, self.elbo, self.state, self.kwargs = model, guide, elbo, state, kwargs
+        self.model: Model = model
+        self.guide: AVBGuide = guide
+        self.elbo: AdversarialELBO = elbo
+        self.state: TrainingState = state
+        self.kwargs: dict[str, Any] = kwargs
 
     def __call__(self, plan: StepPlan, args: tuple[Any, ...], *, moves: bool) -> Tensor:
         """Take the step that the plan describes, its numbers tensors.

@@ -134,7 +134,7 @@ class CapturedStep:
         self._runs = 0
         self._graph: Graph | None = None
         self.reason: str | None = None
-        self.replays = 0
+        self.replays: int = 0
 
     def run(self) -> None:
         """Run the step once, or replay it."""

@@ -96,11 +96,13 @@ class LoaderBatches:
     """
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | None = None) -> None:
-        self.loader, self.device = loader, device
+        self.loader: DataLoader[Any] = loader
+        self.device: torch.device | None = device
         self._generators = _own_generators(loader)
         #: Passes that were begun, and batches taken from the last one.
-        self.epoch, self.position = 0, 0
-        self.reference = reference_batch(loader, device)
+        self.epoch: int = 0
+        self.position: int = 0
+        self.reference: Arguments = reference_batch(loader, device)
         self._stream = RandomStream(int(torch.randint(2**31, (), device="cpu")))
         self._iterator: Iterator[Any] | None = None
         self._beginning = self._random_state()

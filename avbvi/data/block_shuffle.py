@@ -41,7 +41,7 @@ class BlockShuffleSampler(Sampler[int]):
     ) -> None:
         super().__init__()
         try:
-            self.size = len(data)
+            self.size: int = len(data)
         except TypeError:
             raise TypeError(
                 f"data must have a length, found {found(data)}; a stream is shuffled by whoever makes it"
@@ -49,7 +49,8 @@ class BlockShuffleSampler(Sampler[int]):
         if not self.size:
             raise ValueError("data must not be empty")
         instance("generator", generator, (torch.Generator, type(None)), "a torch.Generator or None")
-        self.block, self.pooled = integer("block", block, 1), integer("pooled", pooled, 1)
+        self.block: int = integer("block", block, 1)
+        self.pooled: int = integer("pooled", pooled, 1)
         self.generator = generator
         self._skipped = 0
 

@@ -62,7 +62,7 @@ class PrefetchedBatches:
         self.reference: Arguments = moved(batches.reference, device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead: _Ahead | Exception | None = None
-        self.epoch = batches.epoch
+        self.epoch: int = batches.epoch
         self._state = None if batches.is_stateful else batches.state_dict()
 
     def next(self) -> Arguments:

@@ -45,7 +45,7 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         if flag("drop_last", drop_last) and size > n:
             raise ValueError(f"batch_size={size} with drop_last=True leaves no batch of {n} data")
         self.tensors = tensors
-        self.shuffle = flag("shuffle", shuffle)
+        self.shuffle: bool = flag("shuffle", shuffle)
         self._skipped = 0
         super().__init__(
             TensorDataset(*tensors), batch_size=size, shuffle=shuffle, drop_last=drop_last, generator=generator

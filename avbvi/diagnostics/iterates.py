@@ -34,7 +34,8 @@ class Iterates:
         for name, value, least in (("records", records, 1), ("draws", draws, 2)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, found {value}")
-        self.records, self.draws = records, draws
+        self.records: int = records
+        self.draws: int = draws
         self._due = 0
         self._moments: list[Tensor] = []
         self._stages: list[int] = []

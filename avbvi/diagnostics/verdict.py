@@ -56,7 +56,7 @@ class Findings:
     """What the checks found: figures, doubts with what to try, remarks."""
 
     def __init__(self) -> None:
-        self.level = 0
+        self.level: int = 0
         self.figures: dict[str, float] = {}
         self.doubts: list[str] = []
         self.remarks: list[str] = []

@@ -285,15 +285,19 @@ class Product:
         unit: float = 1.0,
     ) -> None:
         m, dim = points.shape
-        self.points, self.count, self.same, self.dtype = points, count, same, dtype
+        self.points: Tensor = points
+        self.count: int = count
+        self.same: bool = same
+        self.dtype: torch.dtype = dtype
         # The point itself, where it is among the points, fills a group's first place.
         wanted = count + SLACK + same
-        self.plan = tiles.plan(queries, m, wanted, dim, dtype, points.device)
-        self.chosen = min(wanted, self.plan.groups)
+        self.plan: Plan = tiles.plan(queries, m, wanted, dim, dtype, points.device)
+        self.chosen: int = min(wanted, self.plan.groups)
         self.unit = unit
         # The expanded squares stay small around the centre. Of the points in other units there is no copy.
-        self.centre = sum((part / unit).sum(0) for part in points.split(PREPARED)) / m
-        self.right = points.new_zeros(dim + 1, self.plan.columns * self.plan.tiles, dtype=dtype)
+        sums = ((part / unit).sum(0) for part in points.split(PREPARED))
+        self.centre: Tensor = sum(sums, points.new_zeros(dim)) / m
+        self.right: Tensor = points.new_zeros(dim + 1, self.plan.columns * self.plan.tiles, dtype=dtype)
         self.right[dim, m:] = math.inf  # padding is nobody's neighbour
         farthest = points.new_zeros(())
         for begin in range(0, m, PREPARED):
@@ -302,11 +306,11 @@ class Product:
             self.right[:dim, place] = -2.0 * centred.T
             self.right[dim, place] = squares
             farthest = torch.maximum(farthest, squares.max())
-        self.reach = float(farthest.sqrt())
+        self.reach: float = float(farthest.sqrt())
         # Strided groups of columns: the least of each is found by whole vectors.
-        self.strides = torch.arange(self.plan.width, device=points.device) * self.plan.stride
-        self.buffer = points.new_empty(0, dtype=dtype)
-        self.minima = points.new_empty(0, dtype=dtype)
+        self.strides: Tensor = torch.arange(self.plan.width, device=points.device) * self.plan.stride
+        self.buffer: Tensor = points.new_empty(0, dtype=dtype)
+        self.minima: Tensor = points.new_empty(0, dtype=dtype)
 
     def __call__(self, queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distances and indices (r, count) for queries (r, d), and whether each row is proved right (r,)."""

@@ -34,14 +34,14 @@ class DividedBatches:
 
     def __init__(self, batches: Batches, loader: DataLoader[Any]) -> None:
         self._inner = batches
-        self.epoch = batches.epoch
+        self.epoch: int = batches.epoch
         self._is_part = any(
             isinstance(getattr(holder, "sampler", None), DistributedSampler)
             for holder in (loader, loader.batch_sampler)
         )
         #: How the last batch is divided.
         self.division: Division | None = None
-        self.reference = batches.reference
+        self.reference: tuple[Any, ...] = batches.reference
         sizes = distributed.everyones(_size(self.reference))
         if self._is_part:
             if len(set(sizes)) > 1:

@@ -159,7 +159,8 @@ class ScaledPlate(Messenger):
 
     def __init__(self, plate: str, factor: float) -> None:
         super().__init__()
-        self.plate, self.factor = plate, factor
+        self.plate: str = plate
+        self.factor: float = factor
 
     def _pyro_sample(self, msg: Any) -> None:
         if any(frame.name == self.plate for frame in msg["cond_indep_stack"]):

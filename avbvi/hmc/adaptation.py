@@ -75,13 +75,13 @@ class Moments:
     """
 
     def __init__(self, like: Tensor, *, dense: bool) -> None:
-        self.center = like.double().mean(0)
+        self.center: Tensor = like.double().mean(0)
         # Their own scale too, so that the squares of very small or large states do not under- or overflow.
-        self.scale = _scales(like.double().var(0, correction=0))
-        self.count = 0
-        self.sum = torch.zeros_like(self.center)
+        self.scale: Tensor = _scales(like.double().var(0, correction=0))
+        self.count: int = 0
+        self.sum: Tensor = torch.zeros_like(self.center)
         dim = len(self.center)
-        self.square = self.sum.new_zeros((dim, dim) if dense else (dim,))
+        self.square: Tensor = self.sum.new_zeros((dim, dim) if dense else (dim,))
 
     def add(self, states: Tensor) -> None:
         """Count states (n, dim)."""

@@ -33,14 +33,16 @@ class ModeJump(Jump):
     def __init__(self, modes: LaplaceModes) -> None:
         if len(modes.locs) < 2:
             raise ValueError(f"modes must hold at least two modes to jump between, found {len(modes.locs)}")
-        self.locs, self.covariances, self.log_weights = modes
+        self.locs: Tensor = modes.locs
+        self.covariances: Tensor = modes.covariances
+        self.log_weights: Tensor = modes.log_weights
         self._refactor()
         self._forget()
 
     def _refactor(self) -> None:
         # A weight too small would make its mode a place of no return.
         self.log_weights = torch.log_softmax(self.log_weights.clamp_min(-7.0), 0)
-        self.factors = torch.linalg.cholesky(self.covariances)
+        self.factors: Tensor = torch.linalg.cholesky(self.covariances)
         self._log_dets = self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         weights = self.log_weights.exp()
         self._moves = weights.expand(len(weights), -1).clone().fill_diagonal_(0.0)

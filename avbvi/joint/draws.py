@@ -52,21 +52,21 @@ class LatentVariableModel:
         x = data_of(args)
         check_data(x)
         #: Numbers of a datum.
-        self.width = x[0].numel()
+        self.width: int = x[0].numel()
         enumerated = check_latents(model, args, kwargs)
         if enumerated:
             raise ModelError(f"sites {enumerated} are discrete latents, which have no reparameterised encoder")
         with torch.no_grad(), seeded(0), poutine.block():
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
         frame = data_frame(trace)
-        self.layout = PlateLayout.from_trace(trace)
+        self.layout: PlateLayout = PlateLayout.from_trace(trace)
         seen = [name for name, node in trace.nodes.items() if _is_data(node) and _inside(node, frame)]
         if len(seen) != 1:
             raise ModelError(
                 f"the model must have one observed site in plate {frame.name!r}, the data; found "
                 f"{seen or 'none'}. Join several into one, of which each datum's values are the event"
             )
-        (self.observed,) = seen
+        self.observed: str = seen[0]
         there = trace.nodes[self.observed]["value"]
         same = len(x) == frame.size and x.numel() == there.numel()
         if not same or not bool((x.flatten() == there.flatten().to(x)).all()):
@@ -95,8 +95,10 @@ class JointDraws:
     """
 
     def __init__(self, reading: LatentVariableModel, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.reading, self.guide = reading, guide
-        self.args, self.kwargs = args, kwargs
+        self.reading: LatentVariableModel = reading
+        self.guide = guide
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
         self._layout = reading.layout
 
     # -- encoder's side ---------------------------------------------------------------------------

@@ -152,10 +152,13 @@ class Game:
                 f"adversary must be {sees.what}, found {type(adversary).__name__}, which sees x beside z; use "
                 "ResidualAdversary(target_hint=False)"
             )
-        self.adversary, self.sees = adversary, sees
-        self.upper, self.lower = upper, lower
+        self.adversary: Adversary = adversary
+        self.sees: View = sees
+        self.upper: Sample = upper
+        self.lower: Sample = lower
         self.lr = lr
-        self.contrast, self.needed = contrast, needed
+        self.contrast = contrast
+        self.needed: bool = needed
         self.adam: AdversaryAdam | None = None
 
     def build(self, draws: JointDraws) -> None:

@@ -67,18 +67,18 @@ class JointAdversarialLoss(ELBO):
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
-        self.steps = None if steps is None else positive_integer("steps", steps)
-        self.adversary_steps = positive_integer("adversary_steps", adversary_steps)
-        self.pretrain_steps = integer("pretrain_steps", pretrain_steps, 0)
+        self.steps: int | None = None if steps is None else positive_integer("steps", steps)
+        self.adversary_steps: int = positive_integer("adversary_steps", adversary_steps)
+        self.pretrain_steps: int = integer("pretrain_steps", pretrain_steps, 0)
         if schedule is not None:
             instance("schedule", schedule, Schedule, "a Schedule")
-        self.schedule = schedule or Schedule()
-        self.games = tuple(games)
+        self.schedule: Schedule = schedule or Schedule()
+        self.games: tuple[Game, ...] = tuple(games)
         if len({id(game.adversary) for game in self.games}) < len(self.games):
             raise ValueError("adversaries must be different objects, found one of them twice")
         #: Training calls done, and steps of adversaries or outer ones that were skipped as they were not finite.
-        self.step_count = 0
-        self.skipped_steps = 0
+        self.step_count: int = 0
+        self.skipped_steps: int = 0
         self._guard = StepGuard()
         self._reading: LatentVariableModel | None = None
         self._waiting: list[dict[str, Any]] | None = None

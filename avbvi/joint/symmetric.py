@@ -78,7 +78,7 @@ class OneSidedELBO(OneGameLoss):
         schedule: Schedule | None = None,
         densities: bool | None = None,
     ) -> None:
-        self.densities = _checked(densities)
+        self.densities: bool | None = _checked(densities)
         super().__init__(
             adversary,
             steps=steps,

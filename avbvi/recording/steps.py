@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..control import is_one
 from .graphs import ModuleGraph, TracingError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..elbo import AdversarialELBO
     from ..guides import AVBGuide
 
-logger = logging.getLogger("avbvi")
+logger: logging.Logger = logging.getLogger("avbvi")
 
 
 def compiler() -> str | None:
@@ -59,7 +59,9 @@ class CompiledStep:
         #: Why pieces are run as they are; None while they are not.
         self.reason: str | None = None
         #: Parameters of the outer step, by their names in the guide.
-        self.outer = {name: p for name, p in guide.named_parameters() if name.split(".")[0] in ("sampler", "trunk")}
+        self.outer: dict[str, nn.Parameter] = {
+            name: p for name, p in guide.named_parameters() if name.split(".")[0] in ("sampler", "trunk")
+        }
         self._stages: set[tuple[int, int]] = set()
         self._graphs: dict[Any, ModuleGraph] = {}
         self._constant = frozenset(

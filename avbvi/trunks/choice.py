@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class BestTrunk(HostBuffers, Trunk):
     """
 
     is_trainable = True
-    ON_HOST = ("active",)
+    ON_HOST: ClassVar[tuple[str, ...]] = ("active",)
     active: Tensor
 
     def __init__(self, candidates: tuple[Trunk, ...] | None = None) -> None:
@@ -38,7 +40,7 @@ class BestTrunk(HostBuffers, Trunk):
         for c in candidates:
             if not isinstance(c, Trunk) or not c.is_trainable:
                 raise TypeError(f"candidates must be trainable trunks, found {type(c).__name__}")
-        self.members = nn.ModuleList(candidates)
+        self.members: nn.ModuleList = nn.ModuleList(candidates)
 
     @property
     def candidates(self) -> tuple[Trunk, ...]:

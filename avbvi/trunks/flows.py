@@ -40,8 +40,8 @@ class FlowTrunk(AffineTrunk):
         transforms: Sequence[torch.distributions.Transform] | None = None,
     ) -> None:
         super().__init__()
-        self.layers = integer("layers", layers, 1)
-        self.hidden = integers("hidden", hidden, "widths of the hidden layers")
+        self.layers: int = integer("layers", layers, 1)
+        self.hidden: tuple[int, ...] = integers("hidden", hidden, "widths of the hidden layers")
         if transforms is not None:
             _check_transforms(transforms)
         self.transforms = transforms
@@ -58,7 +58,7 @@ class FlowTrunk(AffineTrunk):
             self._steps = [_identity_spline(count_bins=16, bound=6.0)]
         else:
             self._steps = [self._autoregressive(dim, flip=bool(i % 2)) for i in range(self.layers)]
-        self.flow = nn.ModuleList(t for t in self._steps if isinstance(t, nn.Module))
+        self.flow: nn.ModuleList = nn.ModuleList(t for t in self._steps if isinstance(t, nn.Module))
 
     def _autoregressive(self, dim: int, *, flip: bool) -> torch.distributions.Transform:
         order = torch.arange(dim)

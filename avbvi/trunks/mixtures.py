@@ -36,15 +36,15 @@ class MixtureTrunk(AffineTrunk):
 
     def __init__(self, components: int | None = None) -> None:
         super().__init__()
-        self.components = None if components is None else integer("components", components, 1)
+        self.components: int | None = None if components is None else integer("components", components, 1)
 
     def _build(self, dim: int) -> None:
         super()._build(dim)
         k = max(8, min(32, 512 // dim)) if self.components is None else self.components
-        self.scaled_locs = nn.Parameter(torch.zeros(k, dim))
-        self.scaled_lower = nn.Parameter(torch.zeros(k, dim, dim))
-        self.scaled_log_diagonal = nn.Parameter(torch.zeros(k, dim))
-        self.scaled_logits = nn.Parameter(torch.zeros(k))
+        self.scaled_locs: nn.Parameter = nn.Parameter(torch.zeros(k, dim))
+        self.scaled_lower: nn.Parameter = nn.Parameter(torch.zeros(k, dim, dim))
+        self.scaled_log_diagonal: nn.Parameter = nn.Parameter(torch.zeros(k, dim))
+        self.scaled_logits: nn.Parameter = nn.Parameter(torch.zeros(k))
 
     @torch.no_grad()
     def start(self, loc: Tensor, scale_tril: Tensor) -> None:
