@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from avbvi import Calibration
-from avbvi.plots_calibration import coverage_panel, ecdf_panel, plot_sbc, rank_panel
+from avbvi.plots import coverage_panel, ecdf_panel, plot_sbc, rank_panel
 from avbvi.simulations import Simulation
 from avbvi.uniformity import band
 

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from avbvi import plots
+from avbvi.plots import draws as drawn
 from avbvi.posterior import Run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -62,13 +63,13 @@ def test_kde_panel_limits(ax: Axes) -> None:
 
 def test_kde_panel_uses_at_most_5000_draws(ax: Axes, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    kde = plots.gaussian_kde
+    kde = drawn.gaussian_kde
 
     def counting(points: np.ndarray) -> Any:
         used.append(points.shape)
         return kde(points)
 
-    monkeypatch.setattr(plots, "gaussian_kde", counting)
+    monkeypatch.setattr(drawn, "gaussian_kde", counting)
     plots.kde_panel(ax, torch.randn(12_001), torch.randn(12_001))
     assert used == [(2, 4001)]
 
