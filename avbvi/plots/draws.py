@@ -200,7 +200,7 @@ def pair_grid(
                     ax.tick_params(labelleft=False)
         if len(sets) > 1:
             handles, _ = axes[0, 0].get_legend_handles_labels()
-            figure.legend(handles, list(sets), loc="upper right", title=None, labelcolor=theme.text)
+            figure.legend(handles, list(sets), loc="upper right", labelcolor=theme.text)
     return figure
 
 

@@ -123,7 +123,7 @@ def contrast_panel(
         levels = [float(log_q.max()) - depth for depth in DEPTHS]
         ax.contour(cut.x, cut.y, log_q, levels=levels, colors=theme.accent, linestyles=[":", "--", "-"])
         handles = [Patch(color=theme.densities(0.45)), Line2D([], [], color=theme.accent, linestyle="-")]
-        ax.legend(handles, ["contrast r", "learned q"], loc="upper right")
+        ax.legend(handles, ["contrast r", "learned q"], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         _labels(ax, learned, cut, label)
     return ax
 
@@ -190,4 +190,4 @@ def _labels(ax: Axes, learned: Learned, cut: _Slice, label: str | None) -> None:
     ax.set_xlabel(learned.label(cut.columns[0]))
     ax.set_ylabel(learned.label(cut.columns[1]))
     if label is not None:
-        ax.set_title(label)
+        ax.set_title(label, pad=22.0 if ax.get_legend() is not None else None)
