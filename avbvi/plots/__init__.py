@@ -7,23 +7,16 @@ axes, so that those of a dark figure are drawn in dark mode.
 """
 
 from .calibration import coverage_panel, ecdf_panel, plot_sbc, rank_panel
-from .coordinates import Coordinate, Limits
 from .densities import density_panel, function_panel
 from .draws import kde_grid, kde_panel, marginal_panel, pair_grid
 from .images import image_grid, image_panel, reconstruction_panel
 from .judges import importance_weights, moment_shift_panel, reliability_diagram
 from .landscapes import contrast_marginal, contrast_panel, landscape_panel
 from .latents import latent_map
-from .theme import DARK, LIGHT, LINES, MARKERS, Theme, style
+from .theme import Theme, style
 from .training import elbo_trace, loss_curve, training_curve
 
 __all__ = [
-    "DARK",
-    "LIGHT",
-    "LINES",
-    "MARKERS",
-    "Coordinate",
-    "Limits",
     "Theme",
     "contrast_marginal",
     "contrast_panel",
