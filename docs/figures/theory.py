@@ -1,4 +1,4 @@
-"""The figures of docs/theory, drawn anew in one to two minutes on one core: ``python docs/figures/theory.py [NAME ...]``.
+"""The figures of docs/theory: ``python docs/figures/theory.py [NAME ...]`` draws them in one to two minutes on a core.
 
 Each function computes what it shows. The same seeds give the same pictures on the same machine.
 """

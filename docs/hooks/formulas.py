@@ -10,6 +10,7 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+TAG = re.compile(r"\\tag\{([^}]*)\}")
 #: What the converter does not know, and what stands for it.
 KNOWN_AS = ((r"\{aligned\}", "{split}"), (r"\\sim\b", r"\\thicksim"), (r"\\[lr]Vert\b", r"\\|"))
 #: Where a formula has a line of its own, what belongs to a sum or a maximum stands below and above it.
@@ -18,9 +19,11 @@ LIMITS = re.compile(r"\\(sum|max|min|sup|inf)(?=[_^])")
 LEFT = re.compile(r"<m[io][^>]*>(\\\w*|&(?!#)[^<]*)</m[io]>")
 #: Names of functions; as operators they would get wide spaces on both sides, those of limits excepted.
 NAME = re.compile(r"<mo>((?!max|min|sup|inf)[A-Za-z]{2,})</mo>")
-#: A function's name and its argument, if it has no parentheses: they are a thin space apart.
-APPLIED = re.compile(r"(<mi>(?:log|exp|det|tanh|var)</mi>)(?=<m(?!o))")
-SPACE = r'\1<mspace width="0.167em" />'
+#: A function's name, what stands before it, and its argument, if it has no parentheses: they are a thin space apart.
+SPACE = '<mspace width="0.167em" />'
+FUNCTION = r"<mi>(?:log|exp|det|tanh|Var|Cov|KL|diag)</mi>"
+BEFORE = re.compile(rf"(</m(?:i|n|sub|sup|munder|frac)>)(?={FUNCTION})")
+AFTER = re.compile(rf"({FUNCTION})(?=<m(?!o))")
 
 
 def mathml(formula: str, display: str) -> str:
@@ -36,18 +39,26 @@ def mathml(formula: str, display: str) -> str:
     converted = convert(formula, display=display)
     if left := LEFT.search(converted):
         raise ValueError(f"the formula {formula!r} has {left[1]!r}, which has no MathML")
-    return APPLIED.sub(SPACE, NAME.sub(r"<mi>\1</mi>", converted))
+    named = NAME.sub(r"<mi>\1</mi>", converted)
+    return AFTER.sub(rf"\1{SPACE}", BEFORE.sub(rf"\1{SPACE}", named))
 
 
 def on_page_content(content: str, *, page: Any, **_: Any) -> str:
-    """The page with its formulas as MathML; those on lines of their own can be scrolled where they are too wide."""
+    """The page with its formulas as MathML; those on lines of their own can be scrolled where they are too wide.
+
+    ``\\tag{...}`` is the number of a formula on a line of its own; it stands at the right, in parentheses.
+    """
 
     def replaced(found: re.Match[str]) -> str:
-        own_line = found[2] == "["
+        own_line, formula = found[2] == "[", html.unescape(found[3]).strip()
+        numbers = TAG.findall(formula)
         try:
-            formula = mathml(html.unescape(found[3]).strip(), "block" if own_line else "inline")
+            converted = mathml(TAG.sub("", formula).strip(), "block" if own_line else "inline")
         except ValueError as error:
             raise PluginError(f"{page.file.src_path}: {error}") from error
-        return f'<div class="formula" tabindex="0">{formula}</div>' if own_line else formula
+        if not own_line:
+            return converted
+        number = "".join(f'<span class="formula-number">({html.escape(tag)})</span>' for tag in numbers)
+        return f'<div class="formula" tabindex="0">{converted}{number}</div>'
 
     return FORMULA.sub(replaced, content)
