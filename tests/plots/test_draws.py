@@ -1,9 +1,5 @@
-"""Pictures: right data in the right axes, clear errors, no global state."""
+"""Pictures of draws and densities: right data in the right axes, clear errors."""
 
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +7,11 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from avbvi import plots
 from avbvi.plots import draws as drawn
-from avbvi.posterior import Run
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -150,41 +144,120 @@ def test_density_panel_errors(ax: Axes) -> None:
         plots.density_panel(ax, normal, limits, draws=torch.zeros(3))
 
 
-def run(steps: int, adversarial_from: int | None = None) -> Any:
-    history: dict[str, list[float]] = {"step": [], "elbo": [], "stage": []}
-    for step in range(10, steps + 1, 10):
-        history["step"].append(float(step))
-        history["elbo"].append(-12.0 - 1000.0 / step**1.5)
-        history["stage"].append(float(adversarial_from is not None and step > adversarial_from))
-    return SimpleNamespace(run=Run(steps=steps, history=history))
+def test_contours_of_a_density_lie_where_it_has_their_height(ax: Axes) -> None:
+    """exp(-r^2 / 2) is c on the circle of radius sqrt(-2 log c); the grid has 127 cells across 8."""
+    plots.density_panel(ax, lambda z: -0.5 * z.square().sum(-1), (-4.0, 4.0, -4.0, 4.0))
+    regions = ax.collections[0]
+    assert regions.levels[0] == pytest.approx(0.04, abs=1e-3)
+    for level, lines in zip(regions.levels[1:-1], regions.allsegs[1:], strict=True):
+        radius = np.linalg.norm(np.concatenate(lines), axis=1)
+        inner = radius[radius < np.sqrt(-2.0 * np.log(level)) + 0.02]
+        assert len(inner) > 20
+        # Each region is bounded by the circles of its two levels.
+        upper = regions.levels[list(regions.levels).index(level) + 1]
+        circles = np.sqrt(-2.0 * np.log(np.array([level, min(upper, 1.0)])))
+        assert np.abs(radius[:, None] - circles).min(1).max() < 0.02
 
 
-def test_training_curve(ax: Axes) -> None:
-    plots.training_curve(ax, run(1000, 500), log_evidence=-11.5)
-    labels = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert labels == ["one step", "moving average", "adversarial stage", "exact log-evidence"]
-    (shade,) = ax.patches
-    assert shade.get_extents().transformed(ax.transData.inverted()).x0 == pytest.approx(510.0)
-    low, high = ax.get_ylim()
-    assert -13.0 < low < -12.0
-    assert high > -11.5
+def test_function_panel_marks_zero_and_both_signs(ax: Axes) -> None:
+    """x y^2 - 1 / 2 is zero on a curve; its bar is symmetric."""
+    figure = ax.figure
+    panel = plots.function_panel(ax, lambda z: z[:, 0] * z[:, 1] ** 2 - 0.5, (-2.0, 2.0, -2.0, 2.0), bound=3.0, bar="T")
+    assert panel is ax
+    zero = ax.collections[-1]
+    vertices = np.concatenate([s for s in zero.allsegs[0] if len(s)])
+    np.testing.assert_allclose(vertices[:, 0] * vertices[:, 1] ** 2, 0.5, atol=5e-3)
+    lines = ax.collections[-2]
+    dashed = [style[1] is not None for style in lines.get_linestyles()]
+    assert dashed == [level < 0.0 for level in lines.levels]
+    low, high = figure.axes[1].get_ylim()
+    assert (low, high) == (-3.0, 3.0)
+    assert figure.axes[1].get_ylabel() == "T"
+
+
+def test_function_panel_leaves_blank_what_is_not_finite(ax: Axes) -> None:
+    plots.function_panel(ax, lambda z: z[:, 0].log(), (-1.0, 2.0, 0.0, 1.0), draws=torch.rand(10, 2), label="log x")
+    vertices = np.concatenate([p.vertices for p in ax.collections[0].get_paths() if len(p.vertices)])
+    assert vertices[:, 0].min() > 0.0
+    assert len(ax.collections[-1].get_offsets()) == 10
+    assert ax.get_title() == "log x"
+
+
+def test_function_panel_errors(ax: Axes) -> None:
+    limits = (-1.0, 1.0, -1.0, 1.0)
+    with pytest.raises(ValueError, match="function must map"):
+        plots.function_panel(ax, lambda z: z, limits)
+    with pytest.raises(ValueError, match="finite nowhere"):
+        plots.function_panel(ax, lambda z: z[:, 0] - torch.inf, limits)
+    with pytest.raises(ValueError, match="bound must be positive, found -1"):
+        plots.function_panel(ax, lambda z: z[:, 0], limits, bound=-1.0)
+    with pytest.raises(ValueError, match="limits must be"):
+        plots.function_panel(ax, lambda z: z[:, 0], (0.0, 0.0, 0.0, 1.0))
+
+
+def test_a_constant_function_is_drawn(ax: Axes) -> None:
+    plots.function_panel(ax, lambda z: 0.0 * z[:, 0], (-1.0, 1.0, -1.0, 1.0), bar="T")
     darkness(ax.figure)
 
 
-def test_training_curve_with_little_to_show(ax: Axes) -> None:
-    plots.training_curve(ax, run(10))
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["one step", "moving average"]
-    darkness(ax.figure)
-    with pytest.raises(ValueError, match="no recorded steps"):
-        plots.training_curve(ax, run(9))
+def test_marginals_are_kernel_estimates(ax: Axes) -> None:
+    sets = {"one": torch.randn(500), "other": np.random.default_rng(1).normal(3.0, 1.0, 400)}
+    assert plots.marginal_panel(ax, sets, label="mu") is ax
+    for line, (name, x) in zip(ax.lines, sets.items(), strict=True):
+        assert line.get_label() == name
+        np.testing.assert_allclose(line.get_ydata(), gaussian_kde(np.asarray(x, float))(line.get_xdata()))
+    assert len({str(line.get_linestyle()) for line in ax.lines}) == 2
+    assert ax.get_xlim()[0] < -1.5 < 4.5 < ax.get_xlim()[1]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("mu", "density")
 
 
-def test_import_changes_no_global_state() -> None:
-    code = """
-import matplotlib, sys
-before = dict(matplotlib.rcParams)
-import avbvi.plots
-assert dict(matplotlib.rcParams) == before
-assert "matplotlib.pyplot" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=REPOSITORY, check=True, timeout=120)
+def test_marginal_panel_errors(ax: Axes) -> None:
+    for sets, message in (
+        ({}, "sets must not be empty"),
+        ({"a": torch.zeros(10)}, r"sets\['a'\] must hold 3 draws"),
+        ({"a": torch.randn(10), "b": torch.randn(5, 2)}, r"sets\['b'\] must hold 3 draws"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plots.marginal_panel(ax, sets)
+
+
+def test_contours_hold_their_share() -> None:
+    """Of a Gaussian in the plane the share 1 - c lies where the density is at least c times its maximum."""
+    x, y = np.meshgrid(np.linspace(-5, 5, 400), np.linspace(-5, 5, 400))
+    found = drawn.share_levels(np.exp(-0.5 * (x**2 + y**2)), (0.5, 0.9))
+    np.testing.assert_allclose(found, [0.1, 0.5], atol=2e-3)
+
+
+def test_pair_grid() -> None:
+    sets = {"avbvi": draws(), "HMC": draws(shift=1.0)}
+    figure = plots.pair_grid(sets, ["mu", "tau", ("eta", 2)])
+    axes = np.array(figure.axes).reshape(3, 3)
+    assert [[ax.axison for ax in row] for row in axes] == [[True, False, False], [True, True, False], [True] * 3]
+    assert [ax.get_xlabel() for ax in axes[2]] == [r"$\mu$", r"$\tau$", r"$\eta$$_{3}$"]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["", r"$\tau$", r"$\eta$$_{3}$"]
+    # The diagonal has each set's marginal, in the column's own coordinate.
+    line = axes[1, 1].lines[1]
+    np.testing.assert_allclose(line.get_ydata(), gaussian_kde(sets["HMC"]["tau"].numpy())(line.get_xdata()))
+    # Below: the first set filled, contours of the other in its own line and colour.
+    contours = axes[2, 0].collections[1]
+    assert len(contours.levels) == 2
+    vertices = np.concatenate(contours.allsegs[1])
+    assert abs(vertices[:, 0].mean() - 1.0) < 0.4
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["avbvi", "HMC"]
+    assert darkness(figure) > 0.5
+
+
+def test_pair_grid_takes_the_first_scalars() -> None:
+    figure = plots.pair_grid({"one": draws()})
+    assert len(figure.axes) == 16
+    assert [ax.get_xlabel() for ax in figure.axes[-4:]] == [r"$\mu$", r"$\tau$", r"$\eta$$_{1}$", r"$\eta$$_{2}$"]
+
+
+def test_pair_grid_errors() -> None:
+    with pytest.raises(ValueError, match="sets must not be empty"):
+        plots.pair_grid({})
+    with pytest.raises(ValueError, match="at least 2 scalars, found 1"):
+        plots.pair_grid({"one": draws()}, ["mu"])
+    with pytest.raises(ValueError, match="site 'eta' has 8 elements"):
+        plots.pair_grid({"one": draws()}, ["mu", ("eta", 8)])

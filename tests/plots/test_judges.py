@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from avbvi import plots
-from avbvi.diagnostics import Verdict, moment_shift, pareto_smooth, reliability
-from avbvi.posterior import Run
+from avbvi.diagnostics import moment_shift, pareto_smooth, reliability
 
 
 @pytest.fixture
@@ -48,24 +44,6 @@ def test_reliability_diagram_shows_the_full_bins(ax: Axes) -> None:
     dots = np.asarray(ax.collections[0].get_offsets())
     np.testing.assert_allclose(dots, torch.stack([found.predicted, found.observed], -1)[full].numpy())
     assert f"{found.error:.3f}" in ax.get_title()
-
-
-def posterior(figures: dict[str, float], *, exact: bool) -> Any:
-    steps = [float(i) for i in range(10, 1010, 10)]
-    history = {"step": steps, "elbo": [-5.0 + 0.001 * s for s in steps], "stage": [0.0] * 100}
-    return SimpleNamespace(run=Run(history=history), verdict=Verdict("ok", [], figures), elbo_is_exact=exact)
-
-
-@pytest.mark.parametrize(("exact", "kind"), [(True, "a lower bound"), (False, "learned, no bound")])
-def test_elbo_trace_marks_the_final_elbo(ax: Axes, exact: bool, kind: str) -> None:
-    figures = {"elbo": -3.0, "elbo_stderr": 0.1, "log_evidence": -2.5}
-    plots.elbo_trace(ax, posterior(figures, exact=exact))
-    marked = [line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 2]
-    assert marked == [-2.5, -3.0]
-    assert ax.patches[0].get_extents().height > 0.0
-    np.testing.assert_allclose(ax.lines[2].get_ydata(), posterior(figures, exact=exact).run.history["elbo"])
-    assert ax.get_ylim()[1] >= -2.5
-    assert any(kind in text.get_text() for text in ax.get_legend().get_texts())
 
 
 def test_moment_shift_is_drawn_by_coordinate(ax: Axes) -> None:
