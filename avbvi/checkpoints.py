@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,24 @@ def write_atomically(path: StrPath, content: dict[str, Any]) -> None:
         CheckpointError: the path is a folder.
         OSError: the disk is full or the like; the old file is whole.
     """
-    path = check_path(path)
+    _replace(check_path(path), lambda file: torch.save(content, file))
+
+
+def write_text_atomically(path: StrPath, text: str) -> None:
+    """Write a text in UTF-8 as :func:`write_atomically` writes a file.
+
+    Raises:
+        FileNotFoundError, CheckpointError, OSError: as there.
+    """
+    _replace(check_path(path), lambda file: file.write(text.encode("utf-8")))
+
+
+def _replace(path: Path, write: Callable[[Any], object]) -> None:
     _remove_stale(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -63,7 +76,14 @@ def write_atomically(path: StrPath, content: dict[str, Any]) -> None:
     _flush_folder(path.parent)
 
 
-def read_file(path: StrPath, expected: str, version: int, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+def read_file(
+    path: StrPath,
+    expected: str,
+    version: int,
+    keys: frozenset[str] = frozenset(),
+    *,
+    older: Collection[int] = (),
+) -> dict[str, Any]:
     """Read a file that :func:`write_atomically` wrote.
 
     Args:
@@ -71,6 +91,7 @@ def read_file(path: StrPath, expected: str, version: int, keys: frozenset[str] =
         expected: its content's ``"format"``.
         version: the ``"version"`` of that format that the caller reads.
         keys: what else the content must have.
+        older: versions before that one that the caller reads as well.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,12 +112,21 @@ def read_file(path: StrPath, expected: str, version: int, keys: frozenset[str] =
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{str(path)!r} is no {expected} file (found {found!r})")
     found = content.get("version")
-    if found != version:
+    if isinstance(found, bool) or not isinstance(found, int) or found not in {version, *older}:
         newer = isinstance(found, int) and found > version
         raise CheckpointError(
             f"{str(path)!r} has version {found} of the {expected} format, this avbvi reads {version}: it was written "
             + ("by a newer avbvi; update this one" if newer else "by an older avbvi; use that, or start anew")
         )
+    return with_keys(content, path, keys)
+
+
+def with_keys(content: dict[str, Any], path: StrPath, keys: frozenset[str]) -> dict[str, Any]:
+    """The content itself.
+
+    Raises:
+        CheckpointError: it lacks one of the keys.
+    """
     missing = sorted(keys - content.keys())
     if missing:
         raise CheckpointError(f"{str(path)!r} is damaged: it lacks {missing}")

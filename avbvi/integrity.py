@@ -15,11 +15,12 @@ from .errors import CheckpointError, ModelError
 
 #: What a file of a posterior holds besides its format and version.
 ENTRIES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("parts", "guide", "model", "buffers", "verdict", "run"), dict),
+    **dict.fromkeys(("parts", "guide", "model", "buffers", "verdict", "run", "evidence"), dict),
     "sites": list,
     "vectorize": bool,
     "own_context": bool,
     "comparison": (dict, NoneType),
+    "report": (dict, NoneType),
 }
 
 

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from .amortised.posterior import AmortisedPosterior
 from .arguments import function, instance
-from .checkpoints import read_file
 from .data.batches import is_loader, reference_batch
-from .diagnostics import Verdict
+from .diagnostics import Evidence, Verdict
 from .errors import CheckpointError
 from .guides import AVBGuide
 from .integrity import check_entries, damage
 from .model_state import claim_parameters, model_buffers, model_parameters, put_to_rest
 from .parts import rebuild
-from .posterior import FORMAT, KEYS, ROLES, VERSION, Posterior, read_comparison, site_table
+from .posterior import ROLES, Posterior, check_report, read_comparison, read_content, site_table
 from .runs import Run
 from .targets import Model
 
@@ -43,7 +42,7 @@ def load(
     function("model", model)
     if guide is not None:
         instance("guide", guide, AVBGuide, "an AVBGuide")
-    content = read_file(path, FORMAT, VERSION, KEYS)
+    content = read_content(path)
     check_entries(content, path, ROLES)
     if is_loader(args):
         args = reference_batch(args[0])
@@ -65,6 +64,8 @@ def load(
     with damage(path):
         verdict, run = Verdict(**content["verdict"]), Run(**content["run"])
         comparison = read_comparison(content["comparison"])
+        evidence = Evidence.from_dict(content["evidence"])
+        check_report(content["report"])
     guide.setup(*args, **kwargs)
     if site_table(guide) != content["sites"]:
         raise CheckpointError(
@@ -95,6 +96,7 @@ def load(
         run=run,
         comparison=comparison,
         hmc_steps=content["hmc_steps"],
+        evidence=evidence,
     )
 
 

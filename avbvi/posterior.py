@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .amortised.guide import AmortisedAVBGuide
-from .arguments import fits_in_memory, instance, integer, real_tensor
-from .checkpoints import write_atomically
-from .diagnostics import StageComparison, Verdict
+from .arguments import fits_in_memory, flag, instance, integer, real_tensor
+from .checkpoints import check_path, read_file, with_keys, write_atomically
+from .diagnostics import Evidence, StageComparison, Verdict
 from .estimates import Estimate
 from .export import to_arviz
 from .guides import AVBGuide
@@ -25,7 +26,9 @@ from .runs import Run
 from .targets import Model, UnconstrainedTarget
 
 FORMAT = "avbvi-posterior"
-VERSION = 3
+VERSION = 4
+#: The older version that is still read: it has no ``evidence`` and no ``report``.
+OLDER = 3
 #: What a file of a fit has beside format and version.
 KEYS = frozenset(
     {
@@ -33,6 +36,7 @@ KEYS = frozenset(
         *("verdict", "comparison", "hmc_steps", "run"),
     }
 )
+NEWER_KEYS = frozenset({"evidence", "report"})
 ROLES = ("trunk", "sampler", "contrast", "adversary")
 
 
@@ -47,6 +51,7 @@ class Posterior:
         run: how the fit came about.
         comparison: trunk against adversarial stage, where there was a choice.
         hmc_steps: HMC transitions that the draws of :meth:`sample` and what is made of them are moved by; 0 for none.
+        evidence: draws and weights that the verdict is based on, for :meth:`report`.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Posterior:
         run: Run,
         comparison: StageComparison | None = None,
         hmc_steps: int = 0,
+        evidence: Evidence | None = None,
     ) -> None:
         self.model = model
         self.guide = guide
@@ -69,6 +75,7 @@ class Posterior:
         self.run = run
         self.comparison = comparison
         self.hmc_steps = hmc_steps
+        self.evidence = evidence or Evidence()
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{s.name}{list(s.shape)}" for s in self._layout.sites)
@@ -245,9 +252,60 @@ class Posterior:
         """Whether the model runs for many draws at once."""
         return self._target.vectorize
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fit to a file, atomically; :func:`avbvi.load` reads it again."""
+    def report(self, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+        """Write a report on the fit: one HTML page that needs nothing else, to be read here or sent on.
+
+        It has the verdict in words, its figures with their limits, a summary of the draws, marginals and pairs of the
+        coordinates in doubt before and after a short HMC, posterior predictive checks, the training curve, importance
+        weights, reliability of the adversary, and versions and seed. The page makes no request, runs no script, suits
+        light and dark screens, phones and paper. It shows draws, observations and site names: what must not be sent on
+        must not be in the model. The caller's random state is left alone; the fit stays as it is.
+
+        Args:
+            path: the file to write, ending in ``.html`` or ``.htm``; an older one is replaced, whole or not at all.
+            title: of the page; by default the model's name.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            TypeError: path is no path, or title no string.
+            ValueError: path has another suffix.
+            FileNotFoundError: the folder of path does not exist.
+            CheckpointError: path is a folder.
+
+        Example:
+            >>> import tempfile, torch, avbvi
+            >>> model = avbvi.LogDensity(lambda z: -0.5 * z.square().sum(-1), event_shape=(2,))
+            >>> posterior = avbvi.fit(model, seed=0, steps=20, progress=False)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = posterior.report(f"{folder}/normal.html", title="A normal distribution")
+            ...     page.name, "A normal distribution" in page.read_text(encoding="utf-8")
+            ('normal.html', True)
+        """
+        from .reports import collect, write_report  # needed for pages only: templates and pictures
+        from .reports.page import check_page
+
+        checked = check_page(path, title)
         with modules_at_hand():
+            return write_report(collect(self), checked, title)
+
+    def save(self, path: str | os.PathLike[str], *, report: bool = True) -> None:
+        """Write the fit to a file, atomically; :func:`avbvi.load` reads it again.
+
+        Args:
+            path: the file.
+            report: whether it holds what ``avbvi report`` shows without the model's code: some thousand draws, and
+                observations beside replications of some of them, a few MiB at most.
+
+        Raises:
+            TypeError: path is no path, or report no bool.
+            FileNotFoundError: the folder of path does not exist.
+            CheckpointError: path is a folder.
+        """
+        path = check_path(path)
+        with modules_at_hand():
+            summary = self._report_summary() if flag("report", report) else None
             learned = model_parameters(self.model, self.args, self.kwargs)
         write_atomically(
             path,
@@ -266,8 +324,15 @@ class Posterior:
                 "comparison": plain_comparison(self.comparison),
                 "hmc_steps": self.hmc_steps,
                 "run": vars(self.run),
+                "evidence": self.evidence.to_dict(),
+                "report": summary,
             },
         )
+
+    def _report_summary(self) -> dict[str, Any]:
+        from .reports import collect
+
+        return collect(self).summary.to_dict()
 
 
 @torch.no_grad()
@@ -292,6 +357,27 @@ def site_table(guide: AVBGuide) -> list[list[Any]]:
     layout = guide.plate_layout if isinstance(guide, AmortisedAVBGuide) else guide.layout
     assert layout is not None
     return [[s.name, list(s.shape), s.stop - s.start] for s in layout.sites]
+
+
+def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a file of a fit, that of an older version with what it lacks left empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, foreign, or of a version that is not read.
+    """
+    content = read_file(path, FORMAT, VERSION, KEYS, older={OLDER})
+    if content["version"] == VERSION:
+        return with_keys(content, path, NEWER_KEYS)
+    return {**content, "evidence": {}, "report": None}
+
+
+def check_report(plain: dict[str, Any] | None) -> None:
+    """Raise what can't be read of a file's report as :func:`~avbvi.reports.material.read_summary` does."""
+    if plain is not None:
+        from .reports.material import read_summary
+
+        read_summary(plain)
 
 
 def plain_comparison(comparison: StageComparison | None) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from . import distributed
 from .capture.running import Execution, StepByStep, execution_of
 from .data.batches import Batches
 from .data.prefetch import batches_of
-from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
+from .diagnostics import K_HAT_LIMIT, Evidence, Iterates, Verdict, judge
 from .divided.batches import divided_batches, own_part_of
 from .divided.runs import agreed_clock, agreed_judgement, average_buffers, check_start
 from .elbo import AdversarialELBO
@@ -76,6 +76,7 @@ class Trainer:
         self.run: Run = Run()
         self.open_ended: OpenEnded | None = None
         self.iterates: Iterates = Iterates()
+        self.evidence: Evidence = Evidence()
         self.elapsed_before: float = 0.0
         #: Moving average of the ELBO, for the progress bar.
         self.smoothed: float = float("nan")
@@ -322,6 +323,7 @@ class Trainer:
             steps=self.run.steps,
             comparison=self.guide.comparison,
             iterates=self.iterates.last_half(int(self.guide.stage)),
+            evidence=self.evidence,
         )
 
     def _failed(self, reason: str, started: float) -> Posterior:
@@ -347,4 +349,5 @@ class Trainer:
             run=self.run,
             comparison=self.guide.comparison,
             hmc_steps=hmc_steps,
+            evidence=self.evidence,
         )

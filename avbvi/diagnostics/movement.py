@@ -40,6 +40,7 @@ class Movement:
 
     Shapes: before, after (n, dim); log_p_before, log_p_after and log_weight_before, log_weight_after (n,), the latter
     log p - log q (exact or learned), NaN where log q is not known. ``acceptance`` is the mean over the second half.
+    ``z_before`` and ``z_after`` (n, dim) are the same draws in the model's unconstrained coordinates.
     """
 
     before: Tensor
@@ -49,6 +50,8 @@ class Movement:
     log_weight_before: Tensor
     log_weight_after: Tensor
     acceptance: float
+    z_before: Tensor | None = None
+    z_after: Tensor | None = None
 
     def divergence(self) -> Estimate:
         """Mean log weight after less before (nats), with the standard error of the pairs.
@@ -127,6 +130,8 @@ def move(
         log_p - coordinates.log_q(before),
         log_p_after - coordinates.log_q(after),
         acceptance,
+        coordinates.decode(before).z,
+        coordinates.decode(after).z,
     )
 
 

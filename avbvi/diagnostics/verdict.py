@@ -14,6 +14,7 @@ from ..estimates import Estimate
 from . import limits
 from .calibration import calibrate
 from .classify import LOG_2, held_out_log_ratio, information
+from .evidence import Evidence
 from .iterates import agreement
 from .modes import mode_shares
 from .movement import Movement, moment_shift, move
@@ -86,6 +87,7 @@ def judge(
     comparison: StageComparison | None,
     n: int = 20_000,
     iterates: Tensor | None = None,
+    evidence: Evidence | None = None,
 ) -> Verdict:
     """The verdict on a trained guide, from fresh draws and freshly trained networks; its limits are in ``limits``.
 
@@ -99,8 +101,9 @@ def judge(
         n: draws for the support, Stein's identity and the importance weights; a fifth of them for a fresh
             adversary, a tenth for the chains.
         iterates: means and sds of the draws (records, 2, dim) at even times of the last part of the run.
+        evidence: where to keep the draws and weights that the verdict is based on.
     """
-    found = Findings()
+    found, kept = Findings(), evidence or Evidence()
     found.figures |= {"skipped_steps": float(skipped), "adversarial": float(guide.is_adversarial)}
     with pyro.validation_enabled(False):
         draws = guide.draw(n)
@@ -108,11 +111,11 @@ def judge(
         _check_run(found, skipped, steps, iterates)
         _check_starts(found, guide)
         _check_modes(found, guide, draws.z)
-        _check_movement(found, guide, target, n // 10)
+        _check_movement(found, guide, target, n // 10, kept)
         _check_stein(found, guide, target, n)
         if guide.is_adversarial:
-            _check_adversary(found, guide, target, n // 5)
-        _check_elbo(found, guide, target, elbo, n)
+            _check_adversary(found, guide, target, n // 5, kept)
+        _check_elbo(found, guide, target, elbo, n, kept)
     if comparison is not None:
         _report_stages(found, comparison)
     return found.verdict()
@@ -185,13 +188,14 @@ def _check_modes(found: Findings, guide: AVBGuide, z: Tensor) -> None:
         found.doubt(reason, MODES)
 
 
-def _check_movement(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, chains: int) -> None:
+def _check_movement(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, chains: int, kept: Evidence) -> None:
     """Fresh draws before and after a short HMC."""
     try:
         movement = move(guide, target, chains=chains)
     except ValueError as error:
         found.doubt(f"the draws can't be moved by HMC: {error}", failed=True)
         return
+    kept.note_movement(movement)
     shift = moment_shift(movement.before, movement.after)
     divergence, energy, js = movement.divergence(), movement.energy(), _told_apart(movement)
     for name, estimate in (
@@ -258,9 +262,10 @@ def _check_stein(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, 
         found.doubt(reason, LONGER, REFINE)
 
 
-def _check_adversary(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int) -> None:
+def _check_adversary(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int, kept: Evidence) -> None:
     """Held-out calibration of T, and a fresh adversary beside it."""
     calibration = calibrate(guide, target, n)
+    kept.reliability = calibration.reliability
     found.figures["calibration_error"] = calibration.reliability.error
     found.figure("cross_entropy", calibration.cross_entropy)
     found.figure("cross_entropy_excess", calibration.excess)
@@ -282,6 +287,7 @@ def _check_adversary(found: Findings, guide: AVBGuide, target: UnconstrainedTarg
             f"the adversary holds on fresh draws: calibration error {calibration.reliability.error:.3f}, cross-entropy "
             f"{calibration.cross_entropy.value:.3f} (chance {LOG_2:.3f})"
         )
+    kept.note_weights(calibration.log_weights, "freshly learned density")
     weights = summarise_weights(calibration.log_weights)
     found.figures["learned_k_hat"], found.figures["learned_kl_by_weights"] = weights.k_hat, weights.kl
     if not weights.kl <= limits.LEARNED_KL_BY_WEIGHTS:
@@ -292,7 +298,9 @@ def _check_adversary(found: Findings, guide: AVBGuide, target: UnconstrainedTarg
         found.doubt(reason, LONGER)
 
 
-def _check_elbo(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, elbo: Estimate, n: int) -> None:
+def _check_elbo(
+    found: Findings, guide: AVBGuide, target: UnconstrainedTarget, elbo: Estimate, n: int, kept: Evidence
+) -> None:
     """The ELBO, with its direction, beside the log-evidence by the trunk's exact weights."""
     if elbo.stderr > limits.ELBO_STDERR:
         found.doubt(f"the ELBO is known only to {elbo.stderr:.2g}; its terms vary widely", LONGER)
@@ -313,6 +321,8 @@ def _check_elbo(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, e
         found.figures["k_hat"] = math.inf
         found.doubt("the trunk's importance weights are all zero or not finite", LONGER)
         return
+    if not learned:
+        kept.note_weights(log_weight, "guide's exact density")
     log_evidence, _, k_hat, effective = summarise_weights(log_weight)
     gap = log_evidence - elbo.value
     found.figures |= {"k_hat": k_hat, "effective_share": effective}

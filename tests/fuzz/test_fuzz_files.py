@@ -94,13 +94,18 @@ def test_files_of_something_else(content: Any, tmp_path: Path) -> None:
     check("files", lambda: avbvi.load(path, model), "fit.pt")
 
 
-KEYS = ("parts", "own_context", "sites", "guide", "model", "buffers", "verdict", "run", "comparison", "vectorize")
+KEYS = (
+    *("parts", "own_context", "sites", "guide", "model", "buffers", "verdict", "run", "comparison", "vectorize"),
+    *("evidence", "report"),
+)
+#: Entries of which there may be none.
+OPTIONAL = ("comparison", "report")
 
 
 WRONG = [None, 3, "text", [1], {"a": 1}, {1: 2}, {"trunk": {"class": "os.system"}}, "absent"]
 
 
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k in KEYS for v in WRONG if (k, v) != ("comparison", None)])
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k in KEYS for v in WRONG if not (k in OPTIONAL and v is None)])
 def test_files_with_a_wrong_entry(whole: Path, key: str, value: Any, tmp_path: Path) -> None:
     path = tmp_path / "fit.pt"
     content = torch.load(whole, weights_only=True)
