@@ -139,7 +139,7 @@ def _pair(
 ) -> None:
     levels = None if fit is None else _levels(fit)
     if fit is not None and levels is not None:
-        colours = scheme.densities(np.linspace(0.25, 0.95, len(levels)))
+        colours = scheme.densities(np.linspace(0.2, 0.8, len(levels)))
         ax.contourf(grid_x, grid_y, fit, levels=[*levels, fit.max() * 1.01], colors=colours)
     levels = None if moved is None else _levels(moved)
     if moved is not None and levels is not None:
