@@ -11,7 +11,8 @@ from torch import Tensor
 from .amortised.posterior import AmortisedPosterior
 from .arguments import function, instance
 from .data.batches import is_loader, reference_batch
-from .diagnostics import Evidence, Verdict
+from .diagnostics import Verdict
+from .diagnostics.evidence import Evidence
 from .errors import CheckpointError
 from .guides import AVBGuide
 from .integrity import check_entries, damage

@@ -14,7 +14,8 @@ from torch import Tensor
 from .amortised.guide import AmortisedAVBGuide
 from .arguments import fits_in_memory, flag, instance, integer, real_tensor
 from .checkpoints import check_path, read_file, with_keys, write_atomically
-from .diagnostics import Evidence, StageComparison, Verdict
+from .diagnostics import StageComparison, Verdict
+from .diagnostics.evidence import Evidence
 from .estimates import Estimate
 from .export import to_arviz
 from .guides import AVBGuide

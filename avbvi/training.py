@@ -19,7 +19,8 @@ from . import distributed
 from .capture.running import Execution, StepByStep, execution_of
 from .data.batches import Batches
 from .data.prefetch import batches_of
-from .diagnostics import K_HAT_LIMIT, Evidence, Iterates, Verdict, judge
+from .diagnostics import K_HAT_LIMIT, Iterates, Verdict, judge
+from .diagnostics.evidence import Evidence
 from .divided.batches import divided_batches, own_part_of
 from .divided.runs import agreed_clock, agreed_judgement, average_buffers, check_start
 from .elbo import AdversarialELBO

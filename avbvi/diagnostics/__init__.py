@@ -2,7 +2,6 @@
 
 from .calibration import Calibration, Reliability, calibrate, reliability
 from .classify import held_out_log_ratio, information
-from .evidence import Evidence
 from .iterates import Agreement, Iterates, agreement
 from .modes import ModeShares, mode_shares
 from .movement import MomentShift, Movement, moment_shift, move
@@ -23,7 +22,6 @@ __all__ = [
     "K_HAT_LIMIT",
     "Agreement",
     "Calibration",
-    "Evidence",
     "Findings",
     "Iterates",
     "ModeShares",

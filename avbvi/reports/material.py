@@ -14,7 +14,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..diagnostics import Evidence, StageComparison, Verdict, move
+from ..diagnostics import StageComparison, Verdict, move
+from ..diagnostics.evidence import Evidence
 from ..integrity import check_entries, damage
 from ..log_density import LogDensity
 from ..predictive import observed_sites, single_run

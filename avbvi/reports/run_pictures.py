@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..diagnostics import Evidence, Reliability, pareto_smooth
+from ..diagnostics import Reliability, pareto_smooth
+from ..diagnostics.evidence import Evidence
 from ..runs import Run
 from .blocks import Picture, number
 from .checks import PredictiveCheck
