@@ -17,8 +17,9 @@ __all__ = ["Adversary", "Hint", "Logistic", "MLPAdversary", "Objective", "Residu
 class Hint(NamedTuple):
     """What a fixed target tells an adversary about a draw, in base coordinates.
 
-    ``log_ratio`` (*batch,) is log p - log r: at the optimum q = p / Z, T is just that less log Z.
-    ``score`` (*batch, dim) is the gradient of log p, or ``None`` where the adversary does not ask for it.
+    Attributes:
+        log_ratio: log p - log r (*batch,), in nats: at the optimum q = p / Z, T is just that less log Z.
+        score: the gradient of log p (*batch, dim), or ``None`` where the adversary does not ask for it.
     """
 
     log_ratio: Tensor
@@ -36,6 +37,20 @@ class Adversary(Part):
 
     Raises:
         TypeError: ``objective`` is no :class:`~avbvi.objectives.Objective`.
+
+    Example:
+        An adversary of one's own: a quadratic form of the features.
+
+        >>> import torch, avbvi
+        >>> class Quadratic(avbvi.Adversary):
+        ...     def _build(self, dim):
+        ...         self.matrix = torch.nn.Parameter(torch.zeros(dim, dim))
+        ...     def forward(self, features, hint=None):
+        ...         return ((features @ self.matrix) * features).sum(-1)
+        >>> adversary = Quadratic()
+        >>> adversary.build_for(feature_dim=2, base_dim=2)  # a guide does so at its set-up
+        >>> adversary(torch.ones(5, 2)).shape
+        torch.Size([5])
     """
 
     #: Width of the context, of an amortised guide's adversary.
@@ -46,7 +61,12 @@ class Adversary(Part):
         self.objective: Objective = checked_objective(objective)
 
     def build_for(self, feature_dim: int, base_dim: int, context_dim: int | None = None) -> None:
-        """Create the parameters for features, base coordinates and, in an amortised guide, a context of these widths.
+        """Create the parameters for features and base coordinates of these widths.
+
+        Args:
+            feature_dim: width of the contrast's features.
+            base_dim: width of the base coordinates, of the hint's score too.
+            context_dim: width of a datum's context, in an amortised guide.
 
         Raises:
             ValueError: this adversary sees no context, and there is one.
@@ -74,10 +94,10 @@ class Adversary(Part):
         return False
 
     def observe(self, log_ratio: Tensor) -> None:
-        """Told the hint's log-ratio at fresh draws of q during training, for adversaries that centre it."""
+        """Told the hint's ``log_ratio`` (n,) at fresh draws of q during training, for adversaries that centre it."""
 
     def forward(self, features: Tensor, hint: Hint | None = None) -> Tensor:
-        """T: (*batch, feature_dim) -> (*batch,)."""
+        """T (*batch,) of features (*batch, feature_dim) and, where it is asked for and there is one, the ``hint``."""
         raise NotImplementedError
 
 
@@ -97,6 +117,21 @@ class ResidualAdversary(Adversary):
         slope: negative slope of leaky ReLU units (the paper's 0.2); ``None`` takes smooth SiLU units,
             whose gradient in z, all that the sampler sees of T, is smooth too.
         objective: see :class:`Adversary`.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: ``hidden`` below 1, ``blocks`` below 0, or ``slope`` outside (-1, 1).
+
+    Example:
+        >>> import torch, avbvi
+        >>> adversary = avbvi.ResidualAdversary(hidden=16, blocks=1, score=False)
+        >>> adversary.build_for(feature_dim=2, base_dim=2)
+        >>> hint = avbvi.Hint(log_ratio=torch.tensor([0.0, 1.0]))
+        >>> adversary(torch.zeros(2, 2), hint).tolist()  # the network starts at 0: T is the squashed hint
+        [0.0, 0.999...]
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 3, with the blocks of He, Zhang, Ren and Sun (2016), Deep
+    residual learning for image recognition, CVPR; hint and score are this project's (docs/decisions.md).
     """
 
     center: Tensor
@@ -174,6 +209,17 @@ class MLPAdversary(Adversary):
     Args:
         hidden: widths of the hidden layers.
         objective: see :class:`Adversary`.
+
+    Raises:
+        TypeError: ``hidden`` is no tuple of integers, or ``objective`` no :class:`~avbvi.Objective`.
+        ValueError: a width is less than 1.
+
+    Example:
+        >>> import torch, avbvi
+        >>> adversary = avbvi.MLPAdversary(hidden=(16,))
+        >>> adversary.build_for(feature_dim=3, base_dim=3)
+        >>> adversary(torch.randn(4, 3)).tolist()  # T starts at 0: q = r
+        [0.0, 0.0, 0.0, 0.0]
     """
 
     def __init__(self, hidden: tuple[int, ...] = (64, 64), *, objective: Objective = Logistic()) -> None:

@@ -53,6 +53,29 @@ class Contrast(Part):
 
     A contrast of one posterior follows the sampler's draws; one of an amortised guide is asked for r(z | x), one
     density per datum, by :meth:`given`.
+
+    Example:
+        A contrast of one's own: a Laplace distribution about the draws' means.
+
+        >>> import torch, avbvi
+        >>> class LaplaceContrast(avbvi.Contrast):
+        ...     def _build(self, dim):
+        ...         self.register_buffer("loc", torch.zeros(dim))
+        ...         self.register_buffer("scale", torch.ones(dim))
+        ...     def update(self, draws):
+        ...         self.loc.copy_(draws.mean(0))
+        ...         self.scale.copy_((draws - self.loc).abs().mean(0))
+        ...     def sample(self, n):
+        ...         return torch.distributions.Laplace(self.loc, self.scale).sample((n,))
+        ...     def log_prob(self, e):
+        ...         return torch.distributions.Laplace(self.loc, self.scale).log_prob(e).sum(-1)
+        ...     def features(self, e):
+        ...         return (e - self.loc) / self.scale
+        >>> contrast = LaplaceContrast()
+        >>> contrast.build(2)
+        >>> contrast.update(torch.randn(100, 2))
+        >>> contrast.log_prob(contrast.sample(5)).shape
+        torch.Size([5])
     """
 
     #: Width of what :meth:`features` returns.
@@ -67,14 +90,17 @@ class Contrast(Part):
         self.build(trunk.base_dim)
 
     def build_for(self, dim: int, context_dim: int, sampler: Sampler) -> None:
-        """Create what an amortised guide's contrast needs for one datum's latents and context of these widths.
+        """Create what an amortised guide's contrast needs.
 
-        The sampler is built already.
+        Args:
+            dim: width of one datum's latents.
+            context_dim: width of its context.
+            sampler: the guide's sampler, which is built already.
         """
         self.build(dim)
 
     def given(self, sampler: Sampler, context: Tensor, prior: DatumPrior) -> GivenContrast:
-        """r(z | x) for a minibatch, of which the rows of ``context`` (B, context_dim) and ``prior`` tell.
+        """r(z | x) for a minibatch, of which ``context`` (B, context_dim), ``sampler`` and ``prior`` tell.
 
         Raises:
             ValueError: this contrast follows one posterior only, or needs another sampler.
@@ -85,14 +111,20 @@ class Contrast(Part):
         )
 
     def loss(self, draws: Tensor, context: Tensor, sampler: Sampler) -> Tensor | None:
-        """What the contrast's own parameters minimise, from draws (n, B, dim) of q(z | x); ``None`` if it has none."""
+        """What the contrast's own parameters minimise, a scalar; ``None`` if it has none.
+
+        Args:
+            draws: (n, B, dim) of q(z | x).
+            context: (B, context_dim).
+            sampler: what they were drawn by.
+        """
         return None
 
     def bind(self, target: UnconstrainedTarget | None) -> None:
-        """Tell the contrast which target is being fitted; only the prior contrast needs it."""
+        """Tell the contrast which ``target`` is being fitted; only the prior contrast needs it."""
 
     def begin(self, trunk: Trunk, draws: Tensor) -> None:
-        """The adversarial stage begins: fit r to the sampler's ``draws`` (n, dim) or take it from the fitted trunk."""
+        """The adversarial stage begins: fit r to the sampler's ``draws`` (n, dim), or take it from the ``trunk``."""
         self.reset(draws)
 
     def reset(self, draws: Tensor) -> None:
@@ -126,6 +158,14 @@ class PriorContrast(Contrast):
     """r = the model's prior: the paper's Algorithm 1. Needs a Pyro model with a prior and the identity trunk.
 
     In an amortised guide r(z | x) is the prior of each datum's latents, and the features are z itself.
+
+    Example:
+        >>> import avbvi, pyro, pyro.distributions as dist
+        >>> def model():
+        ...     return pyro.sample("mu", dist.Normal(0.0, 1.0))
+        >>> guide = avbvi.AVBGuide(model, trunk=avbvi.IdentityTrunk(), contrast=avbvi.PriorContrast())
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), Algorithm 1.
     """
 
     def _build(self, dim: int) -> None:
@@ -178,6 +218,20 @@ class GaussianContrast(Contrast):
         full: full covariance instead of the paper's diagonal.
         momentum: weight of the past in the running moments; 0 takes each batch's own, as the paper does.
         jitter: added to the variances, in units of the base coordinates squared.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: ``momentum`` outside [0, 1), or a negative or infinite ``jitter``.
+
+    Example:
+        >>> import torch, avbvi
+        >>> contrast = avbvi.GaussianContrast(full=True)
+        >>> contrast.build(2)
+        >>> contrast.update(3.0 + 2.0 * torch.randn(10_000, 2))
+        >>> contrast.features(torch.tensor([3.0, 3.0])).round(decimals=1).abs().tolist()  # whitened
+        [0.0, 0.0]
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 4 and Algorithm 2.
     """
 
     loc: Tensor
@@ -239,8 +293,8 @@ class GaussianContrast(Contrast):
 class MixtureContrast(Contrast):
     """A mixture of full-covariance Gaussians that follows the sampler by stepwise expectation-maximisation.
 
-    Each :meth:`update` moves the sufficient statistics towards those of the batch (Cappe and Moulines
-    2009, eq. 7): one maximum-likelihood step per iteration, no learning rate to choose.
+    Each :meth:`update` moves the sufficient statistics towards those of the batch: one maximum-likelihood step per
+    iteration, no learning rate to choose.
 
     Above a mixture trunk it begins as the trunk's own base density.
 
@@ -248,6 +302,22 @@ class MixtureContrast(Contrast):
         components: number of Gaussians K; by default the trunk's, and at least 4.
         rate: step size of the running statistics.
         jitter: added to each component's variances, relative to the overall variance.
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: ``components`` below 1, ``rate`` outside (0, 1], or a negative or infinite ``jitter``.
+
+    Example:
+        >>> import torch, avbvi
+        >>> contrast = avbvi.MixtureContrast(components=2)
+        >>> contrast.build(1)
+        >>> draws = torch.cat([torch.randn(500, 1) - 5.0, torch.randn(500, 1) + 5.0])
+        >>> contrast.reset(draws)
+        >>> sorted(contrast.locs.flatten().round().tolist())
+        [-5.0, 5.0]
+
+    Source: Cappé and Moulines (2009), On-line expectation-maximization algorithm for latent data models, JRSS B 71(3),
+    eq. 7, as the adaptive contrast of AVB (Mescheder, Nowozin and Geiger 2017), section 4.
     """
 
     log_weights: Tensor
@@ -308,7 +378,7 @@ class MixtureContrast(Contrast):
 
     @torch.no_grad()
     def reset(self, draws: Tensor) -> None:
-        """Start from overall moments with centres at spread-out draws, then run full expectation-maximisation."""
+        """Fit r to ``draws`` (n, dim): centres at spread-out ones, then expectation-maximisation to the end."""
         loc = draws.mean(0)
         covariance = torch.cov(draws.mT).reshape(draws.shape[1], draws.shape[1])
         self._set_overall(loc, covariance)

@@ -60,7 +60,15 @@ def init(backend: str | None = None, *, minutes: float = 30.0) -> torch.device:
 
     Raises:
         RuntimeError: this torch has no ``torch.distributed``, or only some of torchrun's variables are set.
+        TypeError: ``minutes`` is no number.
         ValueError: ``minutes`` is not positive, or there is no GPU number LOCAL_RANK for NCCL.
+
+    Example:
+        >>> from avbvi import distributed
+        >>> device = distributed.init()  # the same script runs as one process, or as many by torchrun
+        >>> distributed.world_size(), distributed.rank(), distributed.is_first()
+        (1, 0, True)
+        >>> distributed.close()
     """
     minutes = positive_number("minutes", minutes)
     gpus = torch.cuda.device_count()
@@ -170,9 +178,22 @@ def device() -> torch.device | None:
 
 
 def sum_(tensors: Sequence[Tensor], weight: float = 1.0) -> None:
-    """Replace tensors by their sum over processes, each process's multiplied by its ``weight``, in place.
+    """Replace tensors by their sum over processes, in place.
 
     One message for all tensors of a dtype and device.
+
+    Args:
+        tensors: of the same shapes in all processes.
+        weight: by what this process's are multiplied.
+
+    Example:
+        >>> import torch
+        >>> from avbvi import distributed
+        >>> total = torch.ones(2)
+        >>> with distributed.together():
+        ...     distributed.sum_([total])
+        >>> total  # of one process
+        tensor([1., 1.])
     """
     if world_size() == 1:
         return

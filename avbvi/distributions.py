@@ -30,9 +30,27 @@ class ImplicitDistribution(TorchDistribution):
     Args:
         draw_base: shape -> base draws (*shape, base_dim); the noise is drawn inside, so that it is not
             counted as entropy by Pyro.
-        trunk: the map G; called forward in ``rsample``, inverted only for values that were not drawn here.
+        trunk: the map G, base coordinates (*batch, base_dim) to z (*batch, dim) and log|det dG/de| (*batch,).
+        inverse: z (*batch, dim) to base coordinates and the same log|det dG/de|; called only for values that were not
+            drawn here.
         base_log_prob: :class:`Draw` -> log q_base (*batch,).
         dim: width of z.
+        batch_shape: shape of the batch of such distributions, each the same.
+
+    Example:
+        An affine map whose base density is known; an adversary would give ``base_log_prob`` otherwise.
+
+        >>> import torch, avbvi
+        >>> from avbvi.trunks import standard_normal_log_prob
+        >>> trunk = avbvi.AffineTrunk()
+        >>> trunk.build(3)
+        >>> q = avbvi.ImplicitDistribution(lambda shape: torch.randn(*shape, 3), trunk, trunk.inverse,
+        ...                                lambda draw: standard_normal_log_prob(draw.base), dim=3)
+        >>> z = q.rsample((5,))
+        >>> z.shape, q.log_prob(z).shape
+        (torch.Size([5, 3]), torch.Size([5]))
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), Prop. 1 and 2; the trunk is this project's.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -77,12 +95,12 @@ class ImplicitDistribution(TorchDistribution):
         return self._last.z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Learned log q at ``value`` (*batch, dim) -> (*batch,)."""
+        """Learned log q at ``value`` (*batch, dim) -> (*batch,), in nats."""
         if self._last is not None and value is self._last.z:
             return self.draw_log_prob(self._last)
         base, log_det = self._inverse(value)
         return self.draw_log_prob(Draw(value, base, log_det, forward=False))
 
     def draw_log_prob(self, draw: Draw) -> Tensor:
-        """Learned log q of a :class:`Draw`, without an inverse."""
+        """Learned log q (*batch,) of a ``draw`` (a :class:`Draw`), without an inverse."""
         return self._base_log_prob(draw) - draw.log_det

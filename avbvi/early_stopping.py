@@ -52,6 +52,16 @@ class EarlyStopping:
         TypeError: an argument of the wrong type.
         ValueError: patience is not positive, seed out of range, or no module has a parameter or buffer.
 
+    Example:
+        >>> import torch, avbvi
+        >>> module = torch.nn.Linear(1, 1)
+        >>> early = avbvi.EarlyStopping(module, patience=2)
+        >>> [early.update(figure) for figure in (3.0, 1.0, 2.0, 1.5)]  # validation losses
+        [False, False, False, True]
+        >>> early.best, early.best_at
+        (1.0, 2)
+        >>> early.restore()  # the module's parameters of the second figure
+
     Source: Pu et al. (2017), Adversarial symmetric variational autoencoder, section 5, by the reconstruction of x and
     z; the count of failures in a row as in Goodfellow et al. (2016), Deep Learning, algorithm 7.1.
     """
@@ -82,7 +92,7 @@ class EarlyStopping:
         return self.count - self.best_at >= self.patience
 
     def update(self, figure: float | Tensor) -> bool:
-        """Take a figure, of the parameters as they are; whether to stop. After that nothing changes any more.
+        """Take a ``figure``, a scalar, of the parameters as they are; whether to stop. After that nothing changes.
 
         Raises:
             TypeError: the figure is no number.
@@ -103,7 +113,7 @@ class EarlyStopping:
         return self.stopped
 
     def validate(self, figure: Callable[[], float | Tensor]) -> bool:
-        """:meth:`update` with what ``figure()`` gives under :meth:`evaluating`.
+        """:meth:`update` with what ``figure()`` gives under :meth:`evaluating`, a scalar.
 
         Raises:
             TypeError: ``figure`` can't be called, or gives no number.

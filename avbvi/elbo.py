@@ -67,6 +67,20 @@ class AdversarialELBO(ELBO):
     Raises:
         ValueError: non-positive counts or rates, or ``num_particles`` beside an ``elbo`` that has its own.
         TypeError: ``elbo`` is no Pyro ELBO, or the guide holds no AVBGuide.
+
+    Example:
+        >>> import avbvi
+        >>> from pyro.infer import SVI
+        >>> model = avbvi.LogDensity(lambda z: -0.5 * z.square().sum(-1), event_shape=(2,))
+        >>> guide = avbvi.AVBGuide(model, trunk=avbvi.AffineTrunk())
+        >>> elbo = avbvi.AdversarialELBO(num_particles=32, pretrain_steps=5)
+        >>> svi = SVI(model, guide, elbo.optimizer(lr=2e-3), loss=elbo)
+        >>> losses = [svi.step() for _ in range(3)]  # -ELBO of each step, in nats
+        >>> guide.is_adversarial, elbo.settings()["adversary_steps"]
+        (True, 2)
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), Algorithm 1 with ``PriorContrast``, Algorithm 2 with the other
+    contrasts, and Prop. 2 for the gradient; ``anneal`` and ``polish`` of the schedule are this project's.
     """
 
     def __init__(
@@ -170,6 +184,10 @@ class AdversarialELBO(ELBO):
         """Adam (betas 0.5, 0.999) for ``SVI``, its rate decaying by this ELBO's schedule.
 
         ``model_lr`` is the rate of the model's own parameters, those of a decoder, say; by default it is ``lr``.
+
+        Raises:
+            TypeError: a rate is no number.
+            ValueError: a rate is not positive.
         """
         lr = positive_number("lr", lr)
         model_lr = lr if model_lr is None else positive_number("model_lr", model_lr)
@@ -181,12 +199,14 @@ class AdversarialELBO(ELBO):
         return self.elbo._get_trace(model, guide, args, kwargs)
 
     def loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Estimate of -ELBO; trains nothing."""
+        """Estimate of -ELBO of ``model`` and ``guide``, in nats; trains nothing."""
         self._ready(model, guide, args, kwargs)
         return float(self.elbo.loss(model, guide, *args, **kwargs))
 
     def differentiable_loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """-ELBO as a tensor to be differentiated, for ``torch.optim``; trains the adversary unless under no_grad.
+        """-ELBO of ``model`` and ``guide`` as a tensor () to be differentiated, for ``torch.optim``.
+
+        It trains the adversary, unless under ``no_grad``.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite.
@@ -213,6 +233,8 @@ class AdversarialELBO(ELBO):
     def loss_and_grads(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
         """One training call: adversary and contrast, then -ELBO with gradients; a non-finite one is skipped.
 
+        The gradients are left in the parameters of ``model`` and ``guide``; returned is -ELBO in nats.
+
         Raises:
             NonFiniteError: too many non-finite losses or gradients in a row.
         """
@@ -238,7 +260,7 @@ class AdversarialELBO(ELBO):
                     self.finish(g)
 
     def skip(self, guide: AVBGuide) -> None:
-        """Count a step that an error kept from being done, and drop what gradients it left.
+        """Count a step of the ``guide`` that an error kept from being done, and drop what gradients it left.
 
         Raises:
             NonFiniteError: it is one too many in a row.
@@ -293,7 +315,7 @@ class AdversarialELBO(ELBO):
             yield calls.enter_context(Annealed(model, guides, self.beta))
 
     def progress(self, guide: AVBGuide) -> float:
-        """Share of the run that is done, in [0, 1]; 0 where no length is known."""
+        """Share of the ``guide``'s run that is done, in [0, 1]; 0 where no length is known."""
         if self.clock is not None:
             return self.clock.progress()
         return 0.0 if self.steps is None else min(int(guide.step_count) / self.steps, 1.0)
@@ -345,7 +367,7 @@ class AdversarialELBO(ELBO):
         return plan._replace(kl_weight=self.schedule.kl_weight(done) if timed else 1.0, begins=begins)
 
     def carry_out(self, guide: AVBGuide, plan: StepPlan) -> None:
-        """The arithmetic of a step before the outer one: the average of weights, and the adversary's steps."""
+        """What a step of the ``guide`` does before the outer one, by its ``plan``: averaging, adversary's steps."""
         if plan.adversary is None:
             return
         trainer = self._trainers.of(guide)
@@ -373,7 +395,7 @@ class AdversarialELBO(ELBO):
         self._trainers.of(guide).begin(guide, self.adversary_batch, self.pretrain_steps)
 
     def finish(self, guide: AVBGuide) -> None:
-        """Keep the better of the trunk and the adversarial stage; called after the last of ``steps``."""
+        """Keep the better of the ``guide``'s trunk and adversarial stage; called after the last of ``steps``."""
         if guide.is_amortised:
             return
         target = guide.target()
@@ -390,7 +412,7 @@ class AdversarialELBO(ELBO):
         return {LOSS: self._guard.state_dict() | own} | self._trainers.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; states of guides not yet met wait for them."""
+        """Restore the ``state`` that :meth:`state_dict` gave; states of guides not yet met wait for them."""
         own = state.get(LOSS)
         if own is not None:
             self._guard.load_state_dict(own)

@@ -11,7 +11,16 @@ if TYPE_CHECKING:
 
 
 class ModelError(ValueError):
-    """The model can't be fitted by this guide; the message names the site and the remedy."""
+    """The model can't be fitted by this guide; the message names the site and the remedy.
+
+    Example:
+        >>> import avbvi
+        >>> model = avbvi.LogDensity(lambda z: -z.square(), event_shape=(2,))  # forgets to sum
+        >>> model()
+        Traceback (most recent call last):
+        ...
+        avbvi.errors.ModelError: log_prob must return shape () for values of shape (2,) ...
+    """
 
 
 class NonFiniteError(FloatingPointError):

@@ -61,8 +61,29 @@ class AVBGuide(HostBuffers, AutoContinuous):
     Raises:
         ModelError: (at set-up) no continuous latents, a discrete latent that is neither enumerated nor
             hidden, latents that come and go, latents in a subsampled plate.
-        ValueError: a context without a sampler that takes one;
-            (at set-up) a part was built for another width, or the sampler's output is not ``dim`` wide.
+        ValueError: a context without a sampler that takes one, or ``PriorContrast`` with another trunk than the
+            identity; (at set-up) a part was built for another width, or the sampler's output is not ``dim`` wide.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI, Predictive
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> y = torch.tensor([0.5, 1.0, 1.5])
+        >>> guide = avbvi.AVBGuide(model)
+        >>> elbo = avbvi.AdversarialELBO(num_particles=64)
+        >>> svi = SVI(model, guide, elbo.optimizer(lr=2e-3), loss=elbo)
+        >>> for _ in range(3):
+        ...     loss = svi.step(y)
+        >>> draws = Predictive(model, guide=guide, num_samples=50, parallel=True)(y)
+        >>> draws["mu"].shape
+        torch.Size([50, 1])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), sections 3 and 4. The trunk takes up its section 7, which asks for
+    better contrasting distributions.
     """
 
     #: Whether there is one posterior for each datum, of the data as context.
@@ -160,7 +181,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
     # Reading a module as an attribute tells SVI to train it; these accessors do not.
 
     def part(self, role: str) -> Any:
-        """The trunk, sampler, contrast or adversary, read without telling SVI to train it."""
+        """The part in a ``role`` (trunk, sampler, contrast or adversary), read without telling SVI to train it."""
         return self._modules[role]
 
     @property
@@ -183,6 +204,10 @@ class AVBGuide(HostBuffers, AutoContinuous):
         """Run the model once with its arguments, check it and build all parts; done on the first call otherwise.
 
         Call it before ``load_state_dict``. Returns the guide itself.
+
+        Raises:
+            ModelError: the model can't be fitted (see the class).
+            ValueError: a part does not fit the model.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -229,9 +254,10 @@ class AVBGuide(HostBuffers, AutoContinuous):
     def bind(
         self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, vectorize: bool
     ) -> UnconstrainedTarget | None:
-        """The target that this guide approximates, for the model as it is trained (with enumerated sites).
+        """The target that this guide approximates, for the ``model`` as it is trained (with enumerated sites).
 
-        ``None`` inside an ``AutoGuideList``: the joint density then depends on the other guides too.
+        ``args`` and ``kwargs`` are the model's arguments. With ``vectorize`` the model is run once for many draws, else
+        draw by draw. ``None`` inside an ``AutoGuideList``: the joint density then depends on the other guides too.
         """
         if self.master is not None:
             self.part("contrast").bind(None)
@@ -253,12 +279,20 @@ class AVBGuide(HostBuffers, AutoContinuous):
         return self._target
 
     def check(self, target: UnconstrainedTarget) -> None:
-        """Raise if the target's log-density is not fit to be searched and fitted."""
+        """Raise if the target's log-density is not fit to be searched and fitted.
+
+        Raises:
+            ModelError: at the points from which a search would start it is NaN, +inf or finite nowhere, has no
+                gradient, or does not keep draws apart.
+        """
         check_density(target, self.anchor)
 
     @torch.no_grad()
     def start(self, target: UnconstrainedTarget | None, effort: Effort | None = None) -> None:
-        """Place the trunk where a search finds the mass of ``target``; by the prior's moments where there is none."""
+        """Place the trunk where a search finds the mass of ``target``; by the prior's moments where there is none.
+
+        ``effort`` says how many points it starts from; by default 64, fewer where the model is run draw by draw.
+        """
         if target is not None:
             place_by_search(self, target, effort)
         else:
@@ -305,9 +339,10 @@ class AVBGuide(HostBuffers, AutoContinuous):
         *,
         log_p: Tensor | None = None,
     ) -> Tensor:
-        """log q in base coordinates: T + log r, or the trunk's own base density in its stage.
+        """log q (*batch,) of a ``draw`` in base coordinates: T + log r, or the trunk's own base density in its stage.
 
-        ``log_p``, the target's log-density in base coordinates at the draw, spares its evaluation where it is known.
+        ``log_p`` (*batch,), the target's log-density in base coordinates at the draw, spares its evaluation where it is
+        known; ``args`` and ``kwargs`` are the model's arguments.
         """
         if not self.is_adversarial:
             own: Tensor = self.part("trunk").base_log_prob(draw.base)
@@ -327,7 +362,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
         return Draw(z, base, log_det)
 
     def log_p(self, target: UnconstrainedTarget, draw: Draw) -> Tensor:
-        """The (annealed) target's log-density in base coordinates, (*batch,)."""
+        """The (annealed) target's log-density in base coordinates at a ``draw``, (*batch,)."""
         log_p = target.log_prob(draw.z.reshape(-1, draw.z.shape[-1])).reshape(draw.z.shape[:-1])
         if not is_one(self._beta):
             log_p = self._beta * log_p + (1.0 - self._beta) * self._log_reference(draw.z)
@@ -366,7 +401,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
         return standard_normal_log_prob(scaled)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample all latent sites: a dict of site name to value (Pyro guide protocol)."""
+        """Sample all latent sites: {site: value of its shape in the model} (Pyro's protocol of guides)."""
         self._last_arguments = (args, kwargs)
         self.setup(*args, **kwargs)
         if is_one(self._beta):
@@ -380,7 +415,14 @@ class AVBGuide(HostBuffers, AutoContinuous):
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Empirical quantiles of each site on its constrained scale: {site: (len(quantiles), *shape)}."""
+        """Empirical quantiles of each site on its constrained scale: {site: (len(quantiles), *shape)}.
+
+        They are those of 20,000 draws, the same ones at each call.
+
+        Raises:
+            TypeError: ``quantiles`` holds no real numbers.
+            ValueError: it is no list, is empty, or one of them is not in [0, 1].
+        """
         q = levels("quantiles", quantiles)
         self.setup(*args, **kwargs)
         assert self.layout is not None
@@ -391,5 +433,5 @@ class AVBGuide(HostBuffers, AutoContinuous):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Empirical median of each site on its constrained scale: {site: shape}."""
+        """Empirical median of each site on its constrained scale: {site: (*shape,)}."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}

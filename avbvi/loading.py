@@ -31,14 +31,29 @@ def load(
     Args:
         path: a file written by :meth:`Posterior.save`.
         model: the model that was fitted.
-        args, kwargs: its arguments; one DataLoader stands for its first batch, as in :func:`avbvi.fit`.
+        args: its positional arguments; one DataLoader stands for its first batch, as in :func:`avbvi.fit`.
         guide: an untrained guide with the same parts; needed only where some part is not built in, or an amortised
             guide has a ``context`` function.
+        kwargs: its keyword arguments.
+
+    Returns:
+        The posterior that was saved; an :class:`~avbvi.AmortisedPosterior` of an amortised guide.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, foreign, belongs to another model, or has custom parts and no
             ``guide`` is given.
+        TypeError: ``model`` can't be called, or ``guide`` is no :class:`~avbvi.AVBGuide`.
+
+    Example:
+        >>> import avbvi
+        >>> model = avbvi.LogDensity(lambda z: -0.5 * z.square().sum(-1), event_shape=(2,))
+        >>> guide = avbvi.AVBGuide(model, trunk=avbvi.MixtureTrunk(2))
+        >>> posterior = avbvi.fit(model, guide=guide, steps=20, seed=0, progress=False)
+        >>> posterior.save("fit.pt")
+        >>> again = avbvi.load("fit.pt", model)
+        >>> again.verdict.status == posterior.verdict.status
+        True
     """
     function("model", model)
     if guide is not None:

@@ -25,7 +25,7 @@ class LogDensity:
         event_shape: shape of one draw of the single real-valued site ``name``.
         sites: instead of ``event_shape``, name -> (support, shape) with supports from
             ``torch.distributions.constraints``; shape is the whole shape of the site's value.
-        init: where optimisation starts: a tensor of ``event_shape``, or a dict of them.
+        init: where optimisation starts: a tensor (*event_shape), or a dict of such tensors of each shape in ``sites``.
         batched: ``False`` if ``log_prob`` takes one draw at a time; it is then run through ``torch.vmap``.
         name: name of the single site.
 
@@ -34,6 +34,17 @@ class LogDensity:
         ValueError: neither or both of ``event_shape`` and ``sites``, an ``init`` of the wrong shape, or a support
             that no bijection maps to, or that has no values of the shape.
         ModelError: (when called) ``log_prob`` fails, changes its argument, or returns a wrong type, shape or dtype.
+
+    Example:
+        >>> import torch, avbvi
+        >>> ring = avbvi.LogDensity(lambda z: -8.0 * (z.norm(dim=-1) - 2.0) ** 2, event_shape=(2,))
+        >>> ring.evaluate({"z": torch.tensor([[2.0, 0.0], [0.0, 1.0]])})
+        tensor([-0., -8.])
+        >>> from torch.distributions import constraints
+        >>> gamma = avbvi.LogDensity(lambda v: v["scale"].log() - v["scale"],
+        ...                          sites={"scale": (constraints.positive, ())})
+        >>> gamma.evaluate({"scale": torch.tensor([1.0, 2.0])}).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -73,7 +84,11 @@ class LogDensity:
         return values
 
     def evaluate(self, values: dict[str, Tensor]) -> Tensor:
-        """log_prob at values (*batch, *shape), checked for type, shape and dtype."""
+        """log_prob (*batch,) at values {site: (*batch, *shape)}, checked for type, shape and dtype.
+
+        Raises:
+            ModelError: ``log_prob`` fails, changes its argument, or returns a wrong type, shape or dtype.
+        """
         site, (_, shape) = next(iter(self.sites.items()))
         first = values[site]
         batch = first.shape[: first.dim() - len(shape)]

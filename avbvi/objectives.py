@@ -27,7 +27,21 @@ from .estimates import Estimate
 
 
 class Objective:
-    """How an adversary is trained, and what its output means. Nothing else reads T."""
+    """How an adversary is trained, and what its output means. Nothing else reads T.
+
+    Example:
+        An objective of one's own: least squares of labels 1 and 0, whose best T is q / (q + r).
+
+        >>> import torch, avbvi
+        >>> class LeastSquares(avbvi.Objective):
+        ...     def loss(self, t_q, t_r):
+        ...         return (t_q - 1.0).square().mean() + t_r.square().mean()
+        ...     def log_ratio(self, t):
+        ...         return torch.logit(t.clamp(1e-6, 1.0 - 1e-6))
+        >>> adversary = avbvi.MLPAdversary(objective=LeastSquares())
+        >>> adversary.objective.log_ratio(torch.tensor([0.5]))
+        tensor([0.])
+    """
 
     #: Built-in classes by name: those that a saved posterior may name.
     registry: ClassVar[dict[str, type[Objective]]] = {}
@@ -38,11 +52,11 @@ class Objective:
             Objective.registry[cls.__name__] = cls
 
     def loss(self, t_q: Tensor, t_r: Tensor) -> Tensor:
-        """Scalar to minimise, from T at draws of q and at draws of r."""
+        """What to minimise, a scalar, from T at draws of q, ``t_q`` (any shape), and of r, ``t_r`` (any shape)."""
         raise NotImplementedError
 
     def log_ratio(self, t: Tensor) -> Tensor:
-        """log q - log r, as told by T."""
+        """log q - log r in nats, as told by T: ``t`` of any shape, the result of the same shape."""
         raise NotImplementedError
 
     @property
@@ -61,18 +75,22 @@ class FDivergence(Objective):
 
     A subclass defines g as :meth:`activated` and f*(g(.)), in one stable formula, as :meth:`conjugate`. As everywhere
     here T is best at log q - log r, unless the subclass defines :meth:`~Objective.log_ratio` too.
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), eq. 6.6 and 6.7; Nguyen, Wainwright and Jordan (2010), Estimating
+    divergence functionals and the likelihood ratio by convex risk minimization, IEEE Trans. Inf. Theory 56(11);
+    Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS.
     """
 
     def activated(self, t: Tensor) -> Tensor:
-        """g(T), which is wanted large at draws of q."""
+        """g(T), which is wanted large at draws of q: ``t`` of any shape, the result of the same shape."""
         raise NotImplementedError
 
     def conjugate(self, t: Tensor) -> Tensor:
-        """f*(g(T)), which is wanted small at draws of r."""
+        """f*(g(T)), which is wanted small at draws of r: ``t`` of any shape, the result of the same shape."""
         raise NotImplementedError
 
     def loss(self, t_q: Tensor, t_r: Tensor) -> Tensor:
-        """Minus the lower bound of D_f, from T at draws of q and at draws of r."""
+        """Minus the lower bound of D_f, a scalar, from T at draws of q, ``t_q``, and of r, ``t_r`` (both any shape)."""
         return self.conjugate(t_r).mean() - self.activated(t_q).mean()
 
     def log_ratio(self, t: Tensor) -> Tensor:
@@ -80,9 +98,13 @@ class FDivergence(Objective):
 
     @torch.no_grad()
     def divergence(self, t_q: Tensor, t_r: Tensor) -> Estimate:
-        """The lower bound of D_f (eq. 6.7) from T at draws of q (any shape) and of r, independent of each other.
+        """The lower bound of D_f (eq. 6.7), in nats for the KL divergences and dimensionless for the others.
 
         It is a bound in expectation, and only at draws that T was not trained on.
+
+        Args:
+            t_q: T at draws of q, of any shape, independent of each other.
+            t_r: T at draws of r, of any shape, likewise.
 
         Raises:
             ValueError: there are no draws of q or of r.
@@ -102,6 +124,14 @@ class Logistic(FDivergence):
 
     f(u) = u log u - (u + 1) log(u + 1), without the constant that would make f(1) = 0. Its gradient in T is a
     probability, at most 1.
+
+    Example:
+        >>> import torch, avbvi
+        >>> t = torch.zeros(4)  # an adversary that can't tell q from r
+        >>> round(float(avbvi.Logistic().loss(t, t)), 4)  # 2 log 2
+        1.3863
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), eq. 3.3 and Prop. 1.
     """
 
     def activated(self, t: Tensor) -> Tensor:
@@ -116,6 +146,18 @@ class JensenShannon(FDivergence):
     """JS(q, r): half of :class:`Logistic`'s loss but for a constant, so that D_f is the divergence itself.
 
     f(u) = u / 2 log u - (u + 1) / 2 log((u + 1) / 2).
+
+    Example:
+        Normals with means 0 and 2 and sd 1; T is their log-ratio.
+
+        >>> import torch, avbvi
+        >>> q, r = torch.randn(50_000), 2.0 + torch.randn(50_000)
+        >>> t_q, t_r = 2.0 - 2.0 * q, 2.0 - 2.0 * r
+        >>> bound = avbvi.JensenShannon().divergence(t_q, t_r)
+        >>> 0.30 < float(bound) < 0.35  # of at most log 2 = .69
+        True
+
+    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS, tables 1 and 2.
     """
 
     def activated(self, t: Tensor) -> Tensor:
@@ -131,6 +173,9 @@ class TriangularDiscrimination(FDivergence):
 
     f(u) = (u - 1)^2 / (u + 1). Loss and gradient in T are bounded; the gradient vanishes where sigmoid(T) is wrong by
     far.
+
+    Source: Le Cam (1986), Asymptotic methods in statistical decision theory, chapter 4; as a loss, Brier (1950),
+    Verification of forecasts expressed in terms of probability, Monthly Weather Review 78.
     """
 
     def activated(self, t: Tensor) -> Tensor:
@@ -146,6 +191,8 @@ class KullbackLeibler(FDivergence):
 
     f(u) = u log u, f*(t) = exp(t - 1), and no activation. The exponential is of T at draws of r: a single one where T
     is large outweighs all others, and past T = 89 the loss overflows in single precision.
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), eq. 6.10.
     """
 
     def activated(self, t: Tensor) -> Tensor:
@@ -163,6 +210,8 @@ class ReverseKullbackLeibler(FDivergence):
     """KL(r, q): f(u) = -log u, f*(t) = -1 - log(-t) for t < 0, g(T) = -exp(-T).
 
     The exponential is of -T at draws of q.
+
+    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS, tables 1 and 2.
     """
 
     def activated(self, t: Tensor) -> Tensor:
@@ -189,6 +238,13 @@ class AlphaDivergence(FDivergence):
         TypeError: alpha is no number.
         ValueError: alpha is not finite.
 
+    Example:
+        >>> import torch, avbvi
+        >>> t = torch.tensor([-1.0, 0.5, 2.0])
+        >>> half = avbvi.AlphaDivergence(0.5).loss(t, t)  # twice the squared Hellinger distance
+        >>> bool(torch.isclose(half, 2.0 * avbvi.SquaredHellinger().loss(t, t)))
+        True
+
     Source: Cichocki and Amari (2010), Families of alpha- beta- and gamma-divergences, Entropy.
     """
 
@@ -212,6 +268,8 @@ class SquaredHellinger(FDivergence):
     """The integral of (q^(1/2) - r^(1/2))^2: f(u) = (u^(1/2) - 1)^2, f*(t) = t / (1 - t), g(T) = 1 - exp(-T / 2).
 
     It treats q and r alike, and its exponentials are of half of T.
+
+    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS, tables 1 and 2.
     """
 
     def activated(self, t: Tensor) -> Tensor:
@@ -225,7 +283,10 @@ class SquaredHellinger(FDivergence):
 class PearsonChiSquared(FDivergence):
     """chi^2(q, r), the integral of (q - r)^2 / r: f(u) = (u - 1)^2, f*(t) = t^2 / 4 + t, g(T) = 2 (exp(T) - 1).
 
-    The least squares fit of q / r under r (Kanamori, Hido and Sugiyama 2009), of a ratio that is positive.
+    The least squares fit of q / r under r, of a ratio that is positive.
+
+    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS, tables 1 and 2; as least squares, Kanamori, Hido and
+    Sugiyama (2009), A least-squares approach to direct importance estimation, JMLR 10.
     """
 
     def activated(self, t: Tensor) -> Tensor:
@@ -241,6 +302,8 @@ class NeymanChiSquared(FDivergence):
 
     g(T) = 1 - exp(-2 T): least squares of r / q under q. It is infinite where r's tails are too heavy for q's, as for
     two normals if q's variance is less than half of r's.
+
+    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS, tables 1 and 2.
     """
 
     def activated(self, t: Tensor) -> Tensor:

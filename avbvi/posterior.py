@@ -44,15 +44,33 @@ ROLES = ("trunk", "sampler", "contrast", "adversary")
 class Posterior:
     """A fitted approximation of a model's posterior.
 
+    :func:`~avbvi.fit` and :func:`~avbvi.load` make it.
+
     Args:
         model: the model.
         guide: the trained guide.
-        args, kwargs: the model's arguments that the guide was trained with.
+        args: positional arguments of the model that the guide was trained with.
+        kwargs: its keyword arguments.
         verdict: the judgement on the fit.
         run: how the fit came about.
         comparison: trunk against adversarial stage, where there was a choice.
         hmc_steps: HMC transitions that the draws of :meth:`sample` and what is made of them are moved by; 0 for none.
         evidence: draws and weights that the verdict is based on, for :meth:`report`.
+
+    Example:
+        >>> import avbvi
+        >>> model = avbvi.LogDensity(lambda z: -0.5 * (z - 1.0).square().sum(-1), event_shape=(2,))
+        >>> posterior = avbvi.fit(model, guide=avbvi.AVBGuide(model, trunk=avbvi.MixtureTrunk(2)),
+        ...                       steps=20, seed=0, progress=False)
+        >>> draws = posterior.sample(500)
+        >>> draws["z"].shape
+        torch.Size([500, 2])
+        >>> posterior.log_prob(draws).shape  # log q of each draw
+        torch.Size([500])
+        >>> posterior.elbo_is_exact
+        True
+        >>> posterior.verdict.status
+        'ok'
     """
 
     def __init__(
@@ -129,7 +147,7 @@ class Posterior:
 
     @torch.no_grad()
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """Approximate log q (n,) of draws {site: (n, *shape)}, with respect to the sites' own coordinates.
+        """Approximate log q (n,) of draws {site: (n, *shape)}, in nats and with respect to the sites' own coordinates.
 
         Exact for the trunk, learned by the adversary otherwise. Sites that are not latent are ignored.
 
@@ -147,7 +165,13 @@ class Posterior:
 
     @torch.no_grad()
     def elbo(self, n: int = 20_000) -> Estimate:
-        """E_q[log p - log q] by n fresh draws; a lower bound of the log-evidence only if ``elbo_is_exact``."""
+        """E_q[log p - log q] in nats by n fresh draws; a lower bound of the log-evidence only if ``elbo_is_exact``.
+
+        Raises:
+            TypeError: n is no integer.
+            ValueError: n is less than 2.
+            MemoryError: so many draws do not fit in memory.
+        """
         return guide_elbo(self.guide, self._target, self._number(n))
 
     def refine(self, steps: int = 40, n: int = 4000) -> Refinement:
@@ -203,11 +227,12 @@ class Posterior:
 
         Args:
             n: number of draws, of the prior too.
-            log_likelihood, posterior_predictive, prior: whether to have the group (``prior`` stands for
-                ``prior_predictive`` too). ``None``: as far as the model allows. One without observations (a factor
-                is none) or a ``LogDensity`` goes without, silently; a site in a subsampled plate, a discrete latent
-                that several observations share, or a prior that can't be drawn from gives a warning.
-                ``True``: an error instead.
+            log_likelihood: whether to have the group. ``None``: as far as the model allows. One without observations
+                (a factor is none) or a ``LogDensity`` goes without, silently; a site in a subsampled plate, or a
+                discrete latent that several observations share, gives a warning. ``True``: an error instead.
+            posterior_predictive: likewise.
+            prior: likewise, of ``prior`` and ``prior_predictive`` together; a prior that can't be drawn from gives a
+                warning, or an error.
             coords: dimension -> labels along it.
             dims: site -> names of all its dimensions. By default a dimension has the name of its plate, unless that
                 is a variable's too or taken by ``dims`` for another length; all others are called as in ArviZ.

@@ -27,6 +27,11 @@ class Precision:
     Raises:
         TypeError: ``autocast`` is no dtype, or ``tf32`` no bool.
         ValueError: ``autocast`` is another dtype: float16 would need its losses scaled.
+
+    Example:
+        >>> import torch, avbvi
+        >>> avbvi.Precision(autocast=torch.bfloat16).settings()  # fit(..., precision=...)
+        {'autocast': 'torch.bfloat16', 'tf32': False}
     """
 
     autocast: torch.dtype | None = None
@@ -49,7 +54,7 @@ class Precision:
 
         Args:
             networks: modules that are called, at whatever depth they lie.
-            like: gives device and dtype of the parameters.
+            like: a tensor of any shape, which gives device and dtype of the parameters.
 
         Raises:
             ValueError: there is to be autocast and the parameters are not float32.

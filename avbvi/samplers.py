@@ -28,6 +28,21 @@ class Sampler(Part):
     A subclass creates its network in ``_build(dim)`` and defines ``forward``. The noise may have any
     width and, by overriding :meth:`sample_noise`, any law. ``context_dim`` is ``None`` for a sampler of
     one posterior; a sampler that takes a context makes the guide amortised.
+
+    Example:
+        A sampler of one's own; ``AVBGuide(model, sampler=Shifted())`` builds it for the model's latents.
+
+        >>> import torch, avbvi
+        >>> class Shifted(avbvi.Sampler):
+        ...     def _build(self, dim):
+        ...         self.noise_dim = dim
+        ...         self.shift = torch.nn.Parameter(torch.zeros(dim))
+        ...     def forward(self, noise, context=None):
+        ...         return noise + self.shift
+        >>> sampler = Shifted()
+        >>> sampler.build(3)
+        >>> sampler(sampler.sample_noise((10,), like=torch.zeros(()))).shape
+        torch.Size([10, 3])
     """
 
     context_dim: int | None = None
@@ -41,16 +56,20 @@ class Sampler(Part):
         """The adversarial stage begins: take from the fitted trunk what is of use, the law of its base draws, say."""
 
     def sample_noise(self, shape: torch.Size, *, like: Tensor) -> Tensor:
-        """Noise of shape (*shape, noise_dim), standard normal unless overridden, with dtype and device of ``like``."""
+        """Noise of shape (*shape, noise_dim), standard normal unless overridden, with dtype and device of ``like``.
+
+        Raises:
+            ValueError: the sampler has no ``noise_dim``.
+        """
         if self.noise_dim is None:
             raise ValueError(f"{type(self).__name__} has no noise_dim; set it in _build(dim)")
         return torch.randn(*shape, self.noise_dim, dtype=like.dtype, device=like.device)
 
     def start(self, like: Tensor) -> None:
-        """Called at the guide's set-up, when all parameters have their final dtype and device, those of ``like``."""
+        """Called at the guide's set-up, when all parameters have their final dtype and device, as ``like`` () has."""
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map noise (*batch, noise_dim) to draws (*batch, dim)."""
+        """Map noise (*batch, noise_dim) to draws (*batch, dim), given a ``context`` (B, context_dim) if it has one."""
         raise NotImplementedError
 
 
@@ -67,6 +86,23 @@ class ResidualSampler(Sampler):
         blocks: number of residual blocks.
         noise_factor: width of n, in units of the latent dimension.
         smoothing: h, the sd of the second noise at the start, in (0, 1).
+
+    Raises:
+        TypeError: an argument is no number, or no integer where it has to be.
+        ValueError: a width or ``noise_factor`` below 1, ``blocks`` below 0, or ``smoothing`` outside (0, 1).
+
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.ResidualSampler(hidden=16, blocks=1)
+        >>> trunk = avbvi.AffineTrunk()
+        >>> trunk.build(2)
+        >>> sampler.build_on(trunk)  # a guide does so at its set-up
+        >>> noise = sampler.sample_noise((5,), like=torch.zeros(()))
+        >>> noise.shape, sampler(noise).shape
+        (torch.Size([5, 6]), torch.Size([5, 2]))
+
+    Source: semi-implicit distributions, Yin and Zhou (2018), Semi-implicit variational inference, ICML; the start from
+    a trunk and the width of the noise are this project's (docs/decisions.md).
     """
 
     log_weights: Tensor
@@ -136,6 +172,19 @@ class MLPSampler(Sampler):
     Args:
         hidden: widths of the hidden layers.
         noise_dim: width of the noise; ``None`` takes that of the latent space.
+
+    Raises:
+        TypeError: ``hidden`` is no tuple of integers, or ``noise_dim`` no integer.
+        ValueError: a width is less than 1.
+
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.MLPSampler(hidden=(32, 32), noise_dim=4)
+        >>> sampler.build(2)
+        >>> sampler(torch.randn(5, 4)).shape
+        torch.Size([5, 2])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 5.1.
     """
 
     def __init__(self, hidden: tuple[int, ...] = (128, 128), noise_dim: int | None = None) -> None:
@@ -182,6 +231,19 @@ class ModuleSampler(Sampler):
         ValueError: a non-positive ``noise_dim``, ``smoothing`` outside [0, 1), a module with batch normalisation
             in training mode, or (at set-up) noise of another shape, draws that are not finite, or without
             smoothing draws that fill no volume.
+
+    Example:
+        >>> import torch, avbvi
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+        >>> sampler = avbvi.ModuleSampler(network, noise_dim=4)
+        >>> sampler.build(2)  # a guide does so at its set-up, AVBGuide(model, sampler=sampler)
+        >>> sampler.start(torch.zeros(()))
+        >>> draws = sampler(sampler.sample_noise((4000,), like=torch.zeros(())))
+        >>> bool((draws.mean(0).abs() < 0.1).all()), bool(((draws.std(0) - 1.0).abs() < 0.1).all())
+        (True, True)
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 3, takes any network of noise as a sampler; what is put
+    around it is this project's.
     """
 
     def __init__(

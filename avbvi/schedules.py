@@ -48,8 +48,21 @@ class Schedule:
         kl_warm_up: share of an amortised guide's run in which the weight of log q(z | x) - log p(z) rises to 1.
 
     Raises:
-        TypeError: a share that is no number.
-        ValueError: a share outside [0, 1), or ``beta_start`` outside (0, 1].
+        TypeError: a share that is no number, or ``decay`` no bool.
+        ValueError: a share outside [0, 1) (``trunk``: [0, 1]), ``beta_start`` outside (0, 1], or a negative ``settle``.
+
+    Example:
+        >>> import avbvi
+        >>> schedule = avbvi.Schedule(trunk=0.5, anneal=0.2)  # AdversarialELBO(schedule=schedule)
+        >>> schedule.beta(0.0), schedule.beta(0.2)
+        (0.1, 1.0)
+        >>> [round(schedule.factor(t), 2) for t in (0.0, 0.5, 1.0)]
+        [1.0, 0.5, 0.0]
+
+    Source: annealing of variational objectives, Rezende and Mohamed (2015), Variational inference with normalizing
+    flows, ICML, section 6.1; the cosine, Loshchilov and Hutter (2017), SGDR, ICLR; a warm-up of the KL term, Bowman et
+    al. (2016), Generating sentences from a continuous space, CoNLL; averaged weights, Polyak and Juditsky (1992),
+    SIAM J. Control Optim. 30(4). The division into stages is this project's.
     """
 
     trunk: float = 0.7
@@ -91,22 +104,22 @@ class Schedule:
 
     @property
     def trunk_share_of_steps(self) -> float:
-        """The trunk's share of a run that is counted in steps, for its share of the work."""
+        """The trunk's share of a run that is counted in steps, for its share of the work; a fraction in [0, 1]."""
         weight = ADVERSARIAL_STEP_COST * self.trunk
         return weight / (weight + 1.0 - self.trunk)
 
     def beta(self, stage_progress: float) -> float:
-        """Inverse temperature at a point of the first trained stage."""
+        """Inverse temperature in (0, 1] when ``stage_progress``, in [0, 1], of the first trained stage is done."""
         if stage_progress >= self.anneal:
             return 1.0
         return self.beta_start + (1.0 - self.beta_start) * stage_progress / self.anneal
 
     def kl_weight(self, progress: float) -> float:
-        """Weight of log q(z | x) - log p(z) at a point of an amortised guide's run, in (0, 1]."""
+        """Weight in (0, 1] of log q(z | x) - log p(z) when ``progress``, in [0, 1], of an amortised run is done."""
         return min(max(progress, LEAST_KL_WEIGHT) / self.kl_warm_up, 1.0) if self.kl_warm_up else 1.0
 
     def factor(self, progress: float) -> float:
-        """Learning rate relative to its start: half a cosine down to zero."""
+        """Learning rate relative to its start, half a cosine down to zero, at ``progress`` in [0, 1] of the stage."""
         return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))) if self.decay else 1.0
 
 

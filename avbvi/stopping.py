@@ -51,6 +51,16 @@ class Stopping:
     Raises:
         ValueError: a non-positive number, or ``confidence`` outside (0.5, 1).
 
+    Example:
+        >>> import math, random, avbvi
+        >>> random.seed(0)
+        >>> trace = [-2.0 - math.exp(-n / 100) + random.gauss(0.0, 0.1) for n in range(5000)]
+        >>> rule = avbvi.Stopping(tolerance=0.05)  # fit(..., stopping=rule)
+        >>> any(rule.update(elbo) for elbo in trace), rule.stopped_at < 5000
+        (True, True)
+        >>> rule.first_stop(trace) == rule.stopped_at
+        True
+
     Source: this project's. The standard error is that of batch means (Glynn and Whitt 1991, Estimating the asymptotic
     variance with batch means, Oper. Res. Lett. 10); bounds by Monte Carlo standard errors in place of differences of
     single estimates follow Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference,
@@ -82,7 +92,7 @@ class Stopping:
         self._means: list[float] = []
 
     def update(self, elbo: float) -> bool:
-        """Take the ELBO estimate of one step; whether the stage has converged, by this step or before.
+        """Take one step's estimate ``elbo``, in nats; whether the stage has converged, by this step or before.
 
         A NaN or infinite estimate is that of a skipped step and is left out.
         """
@@ -96,7 +106,7 @@ class Stopping:
         return self.stopped_at is not None
 
     def first_stop(self, elbos: Sequence[float] | np.ndarray[Any, Any]) -> int | None:
-        """Number of finite estimates after which an unused rule of these settings stops on a trace (n,), or None."""
+        """Number of finite estimates after which an unused rule of these settings stops on ``elbos`` (n,), or None."""
         trace = np.asarray(elbos, dtype=np.float64)
         trace = trace[np.isfinite(trace)]
         rule = Stopping(**self.settings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import importlib
 import pkgutil
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 import avbvi
+import avbvi.elbo as elbo_module
+import avbvi.training as training_module
+from avbvi.diagnostics import choose_stage, judge
 from tests.public_names import public_names
 
 PACKAGE = Path(avbvi.__file__).parent
@@ -33,6 +37,9 @@ MODULES = _with_examples()
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # an example may write files
+    # Fits are judged by few draws: it is the slowest of a fit of some steps.
+    monkeypatch.setattr(training_module, "judge", functools.partial(judge, n=500))
+    monkeypatch.setattr(elbo_module, "choose_stage", functools.partial(choose_stage, n=500))
     examples, prompts = _examples(name), _source(name).count(">>> ")
     runner = doctest.DocTestRunner(verbose=False, optionflags=FLAGS)
     for example in examples:

@@ -34,6 +34,9 @@ class ConditionalAdversary(Adversary):
         squares: show the squares of the features too.
         log_prior: take log p(z) off the output; for ``PriorContrast`` alone.
         objective: see :class:`~avbvi.adversaries.Adversary`.
+
+    Raises:
+        TypeError: a flag is no bool, or ``objective`` no :class:`~avbvi.Objective`.
     """
 
     context_dim: int
@@ -70,7 +73,7 @@ class ConditionalAdversary(Adversary):
     def forward(  # type: ignore[override]  # an amortised guide asks with a context where others ask with a hint
         self, features: Tensor, context: Tensor, log_prior: Tensor | None = None
     ) -> Tensor:
-        """T: features (*S, B, feature_dim), context (B, context_dim) and log p(z) (*S, B) to (*S, B).
+        """T (*S, B) of features (*S, B, feature_dim), context (B, context_dim) and ``log_prior``, log p(z) (*S, B).
 
         Raises:
             ValueError: the adversary uses log p(z), which is not there.
@@ -141,7 +144,18 @@ class InnerProductAdversary(EncodingAdversary):
         objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or (at set-up) the body does not fit.
+
+    Example:
+        >>> import torch, avbvi
+        >>> adversary = avbvi.InnerProductAdversary(hidden=(16, 16))
+        >>> adversary.build_for(feature_dim=2, base_dim=2, context_dim=5)  # a guide does so at its set-up
+        >>> adversary(torch.randn(7, 4, 2), torch.randn(4, 5)).shape  # 7 draws for each of 4 data
+        torch.Size([7, 4])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 5.2; He, Zhang, Ren and Sun (2015), Delving deep into
+    rectifiers, ICCV, for the start of the weights.
     """
 
     def __init__(
@@ -197,7 +211,17 @@ class JointAdversary(EncodingAdversary):
         objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range, or the body does not fit.
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or (at set-up) the body does not fit.
+
+    Example:
+        >>> import torch, avbvi
+        >>> adversary = avbvi.JointAdversary(hidden=(16,), alone=(16,))
+        >>> adversary.build_for(feature_dim=2, base_dim=2, context_dim=5)
+        >>> adversary(torch.randn(7, 4, 2), torch.randn(4, 5)).abs().max()  # T starts at 0
+        tensor(0., grad_fn=<MaxBackward1>)
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 5.2, MNIST; the quadratic form is this project's.
     """
 
     def __init__(

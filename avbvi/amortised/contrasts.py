@@ -47,7 +47,21 @@ class ConditionalGaussianContrast(Contrast):
         jitter: added to the variances, relative to them.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range.
+        TypeError: an argument is of the wrong kind.
+        ValueError: ``draws`` below 2, or ``jitter`` outside [0, 1).
+
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.ConditionalSampler(context_dim=5)
+        >>> sampler.build(2)
+        >>> contrast = avbvi.ConditionalGaussianContrast()
+        >>> contrast.build_for(dim=2, context_dim=5, sampler=sampler)
+        >>> r = contrast.given(sampler, torch.randn(4, 5), None)  # r(z | x) of 4 data
+        >>> r.log_prob(r.sample(7)).shape
+        torch.Size([7, 4])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 4, with the moments of its supplement, eq. III.2 and
+    III.3, where the sampler has them.
     """
 
     noise: Tensor
@@ -114,7 +128,10 @@ class LearnedGaussianContrast(Contrast):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the body does not fit.
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or (at set-up) the body does not fit.
+
+    Source: this project's, in place of the estimated moments of AVB (Mescheder, Nowozin and Geiger 2017), section 4.
     """
 
     def __init__(

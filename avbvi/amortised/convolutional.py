@@ -39,6 +39,21 @@ class ConvolutionalSampler(AmortisedSampler):
         start_scale: standard deviation of A n + s m at the start.
         smoothing: s at the start, in units of ``start_scale``, in [0, 1); 0 leaves m out.
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or ``image_shape`` does not have three sizes.
+
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.ConvolutionalSampler((1, 8, 8), channels=(4, 8))
+        >>> sampler.build(2)
+        >>> images = torch.rand(3, 64)  # flattened
+        >>> noise = sampler.sample_noise((5, 3), like=images)
+        >>> sampler(noise, images).shape
+        torch.Size([5, 3, 2])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), supplement, section IV; the noise m is this project's.
     """
 
     def __init__(
@@ -97,8 +112,17 @@ class ConvolutionalAdversary(ConditionalAdversary):
         objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the context is no such
-            image.
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or (at set-up) the context is no such image.
+
+    Example:
+        >>> import torch, avbvi
+        >>> adversary = avbvi.ConvolutionalAdversary((1, 8, 8), channels=(4, 8))
+        >>> adversary.build_for(feature_dim=2, base_dim=2, context_dim=64)
+        >>> adversary(torch.randn(5, 3, 2), torch.rand(3, 64)).shape
+        torch.Size([5, 3])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), supplement, section IV.
     """
 
     def __init__(
@@ -138,7 +162,7 @@ class ConvolutionalAdversary(ConditionalAdversary):
 class ImageAdversary(Adversary):
     """A convolutional network of an image alone: T(x), the discriminator of a generative adversarial network.
 
-    The convolutions are those of :class:`ConvolutionalAdversary`, after DCGAN (Radford, Metz and Chintala 2015), whose
+    The convolutions are those of :class:`ConvolutionalAdversary`, after DCGAN, whose
     batch normalisation is left out: T of an image must not depend on the others. T starts at 0 instead, which keeps
     the first gradients small.
 
@@ -151,8 +175,18 @@ class ImageAdversary(Adversary):
         objective: see :class:`~avbvi.adversaries.Adversary`.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range, or (at set-up) the features are no such
-            image.
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or (at set-up) the features are no such image.
+
+    Example:
+        >>> import torch, avbvi
+        >>> adversary = avbvi.ImageAdversary((1, 8, 8), channels=(4, 8))
+        >>> adversary.build_for(feature_dim=64, base_dim=64)
+        >>> adversary(torch.rand(3, 64)).shape
+        torch.Size([3])
+
+    Source: Radford, Metz and Chintala (2016), Unsupervised representation learning with deep convolutional generative
+    adversarial networks, ICLR.
     """
 
     def __init__(
@@ -183,7 +217,7 @@ class ImageAdversary(Adversary):
         )
 
     def forward(self, features: Tensor, hint: Hint | None = None) -> Tensor:
-        """T: flattened images (*batch, pixels) to (*batch,); there is no use for a hint."""
+        """T: flattened images, the features, (*batch, pixels) to (*batch,); there is no use for a hint."""
         t: Tensor = self.network(None, features.reshape(-1, features.shape[-1]))
         return t.reshape(features.shape[:-1])
 

@@ -65,6 +65,27 @@ class AmortisedAVBGuide(AVBGuide):
         ModelError: (at set-up) latents outside the plate or in several, discrete ones.
         ValueError: a trunk; (at set-up) a context whose length is neither B nor N, or whose width is not
             ``context_dim``, or a contrast or adversary that sees no context.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI
+        >>> decoder = torch.nn.Linear(2, 5)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> guide = avbvi.AVBGuide(model, sampler=avbvi.ConditionalSampler(context_dim=5))
+        >>> type(guide).__name__
+        'AmortisedAVBGuide'
+        >>> elbo = avbvi.AdversarialELBO(pretrain_steps=2)
+        >>> svi = SVI(model, guide, elbo.optimizer(lr=1e-3), loss=elbo)
+        >>> losses = [svi.step(torch.randn(n, 5)) for n in (8, 8, 3)]  # minibatches
+        >>> guide.draw_latents(10, torch.randn(4, 5)).shape  # 10 draws for each of 4 data
+        torch.Size([10, 4, 2])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), Algorithms 1 and 2 with x, and section 4.
     """
 
     is_amortised: ClassVar[bool] = True
@@ -194,7 +215,7 @@ class AmortisedAVBGuide(AVBGuide):
     # -- the implicit distribution ------------------------------------------------------------------
 
     def given(self, data: Minibatch) -> Any:
-        """The contrast r(z | x) on a minibatch (a ``GivenContrast``), without gradient to the sampler."""
+        """The contrast r(z | x) on a minibatch, ``data``, (a ``GivenContrast``), without gradient to the sampler."""
         if self._call is not None and self._call[0] is data and self._call[1] is not None:
             return self._call[1]
         return self.part("contrast").given(self.part("sampler"), data.context, self._prior(data))
@@ -207,7 +228,7 @@ class AmortisedAVBGuide(AVBGuide):
         return self.posterior_of(self.minibatch(*args, **kwargs), self.sampler)
 
     def posterior_of(self, data: Minibatch, sampler: Sampler | None = None) -> dist.TorchDistribution:
-        """The same for a :class:`Minibatch`; Pyro is not told of the sampler's parameters unless it is handed in."""
+        """The same for ``data``, a :class:`Minibatch`; Pyro learns of the sampler only if ``sampler`` is handed in."""
         assert self.plate_layout is not None
         layout = self.plate_layout
         draws = MinibatchDraws(
@@ -225,7 +246,10 @@ class AmortisedAVBGuide(AVBGuide):
         return ImplicitDistribution(draws.base, draws.trunk, draws.inverse, base_log_prob, layout.dim, batch)
 
     def log_ratio_and_contrast(self, z: Tensor, data: Minibatch, contrast: Any) -> Tensor:
-        """Learned log q(z | x) = T + log r at z (*S, B, dim) -> (*S, B), differentiable in z alone."""
+        """Learned log q(z | x) = T + log r at z (*S, B, dim) -> (*S, B), in nats and differentiable in z alone.
+
+        ``data`` is the minibatch, ``contrast`` what :meth:`given` gives for it.
+        """
         adversary: Adversary = self.part("adversary")
         t = functional_call(
             adversary,
@@ -237,7 +261,7 @@ class AmortisedAVBGuide(AVBGuide):
         return adversary.objective.log_ratio(t) + log_r
 
     def log_prior_if_used(self, z: Tensor, data: Minibatch) -> dict[str, Tensor]:
-        """log p(z) for an adversary that asks for it, as keyword argument."""
+        """log p(z) (*S, B) at z (*S, B, dim) of ``data``, as keyword argument, for an adversary that asks for it."""
         if not getattr(self.part("adversary"), "uses_log_prior", False):
             return {}
         return {"log_prior": self._prior(data).log_prior(z)}
@@ -248,21 +272,24 @@ class AmortisedAVBGuide(AVBGuide):
         return self.draw_for(self.minibatch(*args, **kwargs), n)
 
     def draw_for(self, data: Minibatch, n: int) -> Tensor:
-        """n draws for every datum of a :class:`Minibatch`, (n, B, dim)."""
+        """n draws for every datum of ``data``, a :class:`Minibatch`, (n, B, dim)."""
         sampler = self.part("sampler")
         noise = own_data(lambda s: sampler.sample_noise(s, like=self.anchor), torch.Size((n, data.frame.size)))
         z: Tensor = sampler(noise, data.context)
         return z
 
     def log_q(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Learned log q(z | x) of unconstrained vectors (*S, B, dim) -> (*S, B)."""
+        """Learned log q(z | x) of unconstrained vectors z (*S, B, dim) -> (*S, B), in nats."""
         data = self.minibatch(*args, **kwargs)
         return self.log_ratio_and_contrast(z, data, self.given(data))
 
     # -- the target ---------------------------------------------------------------------------------
 
     def bind(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, vectorize: bool) -> Any:
-        """The per-datum target for the model as it is trained; ``None`` inside an ``AutoGuideList``."""
+        """The per-datum target for the ``model`` as it is trained; ``None`` inside an ``AutoGuideList``.
+
+        ``args`` and ``kwargs`` are the model's arguments; ``vectorize``: see :meth:`avbvi.AVBGuide.bind`.
+        """
         if self.master is not None:
             return None
         known: Any = self._target
@@ -289,7 +316,11 @@ class AmortisedAVBGuide(AVBGuide):
 
     @torch.no_grad()
     def check(self, target: Any) -> None:
-        """Raise if the model's log-density of a datum is NaN or +inf at draws of its prior."""
+        """Raise if the ``target``, the model's log-density of a datum, is NaN or +inf at draws of its prior.
+
+        Raises:
+            ModelError: it is.
+        """
         with seeded(0), pyro.validation_enabled(False):
             z = target.sample_prior(PRIOR_DRAWS).to(self.anchor)
             value = target.log_joint(z)
@@ -303,14 +334,17 @@ class AmortisedAVBGuide(AVBGuide):
             )
 
     def start(self, target: Any, effort: Effort | None = None) -> None:
-        """Nothing to search for: the sampler starts where its weights put it."""
+        """Nothing to search for: the sampler starts where its weights put it, whatever ``target`` and ``effort``."""
         self.started.fill_(True)
 
     # -- training calls -------------------------------------------------------------------------------
 
     @contextmanager
     def training_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-        """Fix the minibatch and the contrast on it: adversary and outer step then see the same."""
+        """Fix the minibatch and the contrast on it: adversary and outer step then see the same.
+
+        ``args`` and ``kwargs`` are the model's arguments.
+        """
         data = self.minibatch(*args, **kwargs)
         self._call = (data, None)
         try:
@@ -320,11 +354,15 @@ class AmortisedAVBGuide(AVBGuide):
             self._call, self._kl_weight = None, 1.0
 
     def set_kl_weight(self, weight: Factor) -> None:
-        """Weigh log q(z | x) - log p(z) in the training call under way."""
+        """Multiply log q(z | x) - log p(z) by ``weight`` in the training call under way."""
         self._kl_weight = weight
 
     def current_call(self) -> tuple[Minibatch, Any]:
-        """Minibatch and contrast of the training call under way."""
+        """Minibatch and contrast of the training call under way.
+
+        Raises:
+            RuntimeError: there is none.
+        """
         if self._call is None:
             raise RuntimeError("the adversary of an amortised guide is trained inside guide.training_call(...)")
         return self._call
@@ -341,7 +379,7 @@ class AmortisedAVBGuide(AVBGuide):
         return [site.name for site in self.plate_layout.sites]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample the latent sites of a minibatch's data: site name to value (Pyro guide protocol)."""
+        """Sample the latent sites of a minibatch's data: {site: value of its shape in the model} (Pyro's protocol)."""
         self._last_arguments = (args, kwargs)
         self.setup(*args, **kwargs)
         assert self.plate_layout is not None
@@ -375,7 +413,14 @@ class AmortisedAVBGuide(AVBGuide):
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Empirical quantiles of each datum's sites on their constrained scale: {site: (len(quantiles), B, *shape)}."""
+        """Empirical quantiles of each datum's sites on their constrained scale: {site: (len(quantiles), B, *shape)}.
+
+        They are those of 2000 draws for each datum, the same ones at each call.
+
+        Raises:
+            TypeError: ``quantiles`` holds no real numbers.
+            ValueError: it is no list, is empty, or one of them is not in [0, 1].
+        """
         q = levels("quantiles", quantiles)
         self.setup(*args, **kwargs)
         assert self.plate_layout is not None

@@ -38,6 +38,36 @@ class AmortisedPosterior(Posterior):
     Methods take the data they are about as the model takes them, a minibatch of any size; without them they are about
     the fit's own: its arguments, or the first batch of its DataLoader. Results have one entry for each of the B data.
     Data on another device are moved.
+
+    Args:
+        model: the model.
+        guide: the trained guide.
+        args: positional arguments of the model that the guide was trained with.
+        kwargs: its keyword arguments.
+        verdict: the judgement on the fit.
+        run: how the fit came about.
+        comparison: always ``None``: there is no trunk to choose.
+        hmc_steps: always 0: draws are the guide's.
+        evidence: draws and weights that the verdict is based on, for :meth:`report`.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> decoder = torch.nn.Linear(2, 5)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+        >>> guide = avbvi.AVBGuide(model, sampler=avbvi.ConditionalGaussianSampler(context_dim=5))
+        >>> posterior = avbvi.fit(model, torch.randn(20, 5), guide=guide, steps=5, seed=0, progress=False)
+        >>> x = torch.randn(3, 5)  # other data than the fit's
+        >>> draws = posterior.sample(10, x)
+        >>> draws["z"].shape
+        torch.Size([10, 3, 2])
+        >>> posterior.log_prob(draws, x).shape
+        torch.Size([10, 3])
+        >>> posterior.reconstruct(x)["x"].shape
+        torch.Size([3, 5])
     """
 
     guide: AmortisedAVBGuide
@@ -122,8 +152,9 @@ class AmortisedPosterior(Posterior):
 
         Args:
             n: number of draws.
-            args, kwargs: the data.
+            args: the data.
             hmc_steps: only 0, draws of the guide as they are.
+            kwargs: keyword arguments of the model.
 
         Raises:
             TypeError: n is no integer, or the data are of a wrong kind.
@@ -156,7 +187,7 @@ class AmortisedPosterior(Posterior):
     @torch.no_grad()
     @modules_at_hand()
     def log_prob(self, draws: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Learned log q(z | x) (n, B) of draws {site: (n, B, *shape)}, with respect to the sites' own coordinates.
+        """Learned log q(z | x) (n, B) of draws {site: (n, B, *shape)}, in nats, with respect to the sites' coordinates.
 
         Sites that are not latent are ignored.
 
@@ -182,7 +213,7 @@ class AmortisedPosterior(Posterior):
     @torch.no_grad()
     @modules_at_hand()
     def elbo(self, *args: Any, n: int = 100, **kwargs: Any) -> Estimate:
-        """Mean over the data of E_q[log p(x, z) - log q(z | x)], by n draws for each; the error is that of the draws.
+        """Mean over the data of E_q[log p(x, z) - log q(z | x)] in nats, by n draws for each; the error is the draws'.
 
         log q is learned: this is an estimate and no bound (``elbo_is_exact`` is False), and too high by what the
         adversary misses. One DataLoader as argument gives the mean over all of its data.
@@ -224,14 +255,16 @@ class AmortisedPosterior(Posterior):
         Sites whose distribution has no mean are left out.
 
         Raises:
-            TypeError, ValueError, ModelError: as for :meth:`predict`.
+            TypeError: n is no integer.
+            ValueError: n is less than 1.
+            ModelError: the model draws the places of its data itself.
         """
         n = self._number(n)
         data = self._data(args, kwargs)
         return expectations(self._joint_target(data), self._values(self._draws(n, data)))
 
     def refine(self, steps: int = 40, n: int = 4000) -> Refinement:
-        """Not for an amortised posterior.
+        """Not for an amortised posterior, whatever ``steps`` and n.
 
         Raises:
             ModelError: always.
@@ -246,7 +279,8 @@ class AmortisedPosterior(Posterior):
         """The verdict on the guide for some data, by fresh draws; ``verdict`` stays as it is.
 
         Args:
-            args, kwargs: the data.
+            args: the data.
+            kwargs: keyword arguments of the model.
             ais: annealed importance sampling of the same data: the ELBO's estimate must not exceed its result.
             n: draws for each datum; by default 400, and fewer of more than 655 data.
 
@@ -279,11 +313,17 @@ class AmortisedPosterior(Posterior):
 
         Args:
             n: number of draws.
-            args, kwargs: the data.
-            log_likelihood, posterior_predictive, prior, coords, dims: as there.
+            args: the data.
+            log_likelihood: whether to have the group, as there.
+            posterior_predictive: likewise.
+            prior: likewise.
+            coords: dimension -> labels along it.
+            dims: site -> names of all its dimensions.
+            kwargs: keyword arguments of the model.
 
         Raises:
-            ValueError, ModelError: as there.
+            ValueError: n is less than 1, or ``coords`` or ``dims`` do not fit the sites.
+            ModelError: a group that is ``True`` can't be had.
         """
         with modules_at_hand():
             n = self._number(n)
@@ -311,7 +351,12 @@ class AmortisedPosterior(Posterior):
             )
 
     def to(self, device: torch.device | str) -> AmortisedPosterior:
-        """Move guide, the model's modules and data to a device, in place; returns the posterior itself."""
+        """Move guide, the model's modules and data to a ``device``, in place; returns the posterior itself.
+
+        Raises:
+            TypeError: it is neither a string nor a device.
+            ValueError: it names no device, or one that is not there.
+        """
         where = device_of(device)
         assert where is not None
         self.guide.to(where)

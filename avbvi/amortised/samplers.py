@@ -43,6 +43,27 @@ class AmortisedSampler(Sampler):
 
     Args:
         context_dim: width of a datum's context, which the guide flattens.
+
+    Raises:
+        TypeError: ``context_dim`` is no integer.
+        ValueError: it is less than 1.
+
+    Example:
+        An encoder of one's own; ``AVBGuide(model, sampler=Encoder(...))`` is amortised by it.
+
+        >>> import torch, avbvi
+        >>> class Encoder(avbvi.AmortisedSampler):
+        ...     def _build(self, dim):
+        ...         self.noise_dim = 4
+        ...         self.network = torch.nn.Linear(self.context_dim + 4, dim)
+        ...     def forward(self, noise, context=None):
+        ...         rows = context.expand(*noise.shape[:-1], self.context_dim)
+        ...         return self.network(torch.cat([noise, rows], -1))
+        >>> encoder = Encoder(context_dim=5)
+        >>> encoder.build(2)
+        >>> noise = encoder.sample_noise((7, 3), like=torch.zeros(()))  # 7 draws for each of 3 data
+        >>> encoder(noise, torch.randn(3, 5)).shape
+        torch.Size([7, 3, 2])
     """
 
     context_dim: int
@@ -60,16 +81,22 @@ class AmortisedSampler(Sampler):
         raise NotImplementedError(f"{type(self).__name__} has no analytic moments")
 
     def marginal_moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variances of q(z | x), both (B, dim)."""
+        """Mean and variances of q(z | x), both (B, dim), for each row of the context (B, context_dim)."""
         loc, covariance = self.moments(context)
         return loc, covariance.diagonal(dim1=-2, dim2=-1)
 
     def gaussians(self, context: Tensor) -> Gaussians | None:
-        """The Gaussians, one per datum, from which the sampler departs: z = loc + L e; ``None`` if there are none."""
+        """The Gaussians, one per row of the context (B, context_dim), that the sampler departs from, z = loc + L e.
+
+        ``None`` if there are none.
+        """
         return None
 
     def split(self, noise: Tensor, context: Tensor) -> tuple[Tensor, Gaussians]:
-        """e (*S, B, dim) and the Gaussians of the draws z = loc + L e that :meth:`forward` gives."""
+        """e (*S, B, dim) and the Gaussians of the draws z = loc + L e that :meth:`forward` gives.
+
+        The noise is (*S, B, noise_dim), the context (B, context_dim).
+        """
         raise NotImplementedError(f"{type(self).__name__} does not depart from a Gaussian")
 
     def forward(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
@@ -138,8 +165,20 @@ class ConditionalSampler(EncodingSampler):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range, the body fails on a context (B,
-            context_dim), does not return (B, width), or normalises over the minibatch.
+        TypeError: an argument is of the wrong kind, or the body returns no tensor.
+        ValueError: an argument is out of range, the body fails on a context (B, context_dim), does not return
+            (B, width), or normalises over the minibatch.
+
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.ConditionalSampler(context_dim=5, hidden=(16,), context_hidden=(16,))
+        >>> sampler.build(2)  # a guide does so at its set-up
+        >>> x = torch.randn(3, 5)
+        >>> sampler(sampler.sample_noise((7, 3), like=x), x).shape  # 7 draws for each of 3 data
+        torch.Size([7, 3, 2])
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 5.2 and supplement, section IV: noise added to every
+    hidden layer; the noise m is this project's (docs/decisions.md).
     """
 
     def __init__(
@@ -199,7 +238,18 @@ class NoiseBasisSampler(EncodingSampler):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
     Raises:
-        TypeError, ValueError: as :class:`ConditionalSampler`.
+        TypeError: as :class:`ConditionalSampler`.
+        ValueError: as :class:`ConditionalSampler`.
+
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.NoiseBasisSampler(context_dim=5, bases=3)
+        >>> sampler.build(2)
+        >>> mean, covariance = sampler.moments(torch.randn(4, 5))
+        >>> mean.shape, covariance.shape
+        (torch.Size([4, 2]), torch.Size([4, 2, 2]))
+
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), supplement, section III, eq. III.1 to III.3.
     """
 
     has_moments = True
@@ -273,7 +323,17 @@ class ConditionalGaussianSampler(EncodingSampler):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
     Raises:
-        TypeError, ValueError: as :class:`ConditionalSampler`.
+        TypeError: as :class:`ConditionalSampler`.
+        ValueError: as :class:`ConditionalSampler`.
+
+    Example:
+        >>> import torch, avbvi
+        >>> encoder = avbvi.ConditionalGaussianSampler(context_dim=5)
+        >>> encoder.build(2)
+        >>> encoder.log_prob(torch.zeros(7, 4, 2), torch.randn(4, 5)).shape
+        torch.Size([7, 4])
+
+    Source: Kingma and Welling (2014), Auto-encoding variational Bayes, ICLR.
     """
 
     has_moments = True
@@ -312,5 +372,5 @@ class ConditionalGaussianSampler(EncodingSampler):
         return self.head.loc(features), factor @ factor.mT
 
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
-        """log q(z | x), exact: (*S, B, dim) -> (*S, B)."""
+        """log q(z | x) in nats, exact: z (*S, B, dim) and context (B, context_dim) to (*S, B)."""
         return self.gaussians(context).log_prob(z)

@@ -26,9 +26,9 @@ class SemiImplicitSampler(EncodingSampler):
 
     n and m are standard normal, c the body's features, f = b tanh(g(m, c) / b) with g as in
     :class:`~avbvi.amortised.networks.InjectedNetwork`, small at the start: the sampler starts near the encoder of a
-    variational autoencoder. Given m it is Gaussian, so that it is a semi-implicit distribution (Yin and Zhou 2018):
-    nothing is thinner than n, where adversaries are blind, and its density, an integral over m, can be estimated for
-    a check. The bound keeps f from running away to where the adversary has seen nothing.
+    variational autoencoder. Given m it is Gaussian, so that it is a semi-implicit distribution: nothing is thinner
+    than n, where adversaries are blind, and its density, an integral over m, can be estimated for a check. The bound
+    keeps f from running away to where the adversary has seen nothing.
 
     Its moments, mu + L E f and L (I + Cov f) L^T, come from ``moment_draws`` draws of f, whose noise is drawn once at
     set-up and shared by all data and steps; I is exact.
@@ -46,7 +46,21 @@ class SemiImplicitSampler(EncodingSampler):
         slope: negative slope of leaky ReLU units (0 is ReLU); ``None`` takes smooth SiLU units.
 
     Raises:
-        TypeError, ValueError: as :class:`ConditionalSampler`.
+        TypeError: as :class:`~avbvi.ConditionalSampler`.
+        ValueError: as :class:`~avbvi.ConditionalSampler`.
+
+    Example:
+        >>> import torch, avbvi
+        >>> encoder = avbvi.SemiImplicitSampler(context_dim=5, hidden=(16,), context_hidden=(16,))
+        >>> encoder.build(2)
+        >>> x = torch.randn(3, 5)
+        >>> noise = encoder.sample_noise((7, 3), like=x)
+        >>> lower, upper = encoder.log_prob_bounds(noise, x, draws=100)
+        >>> lower.shape, bool(lower.mean() < upper.mean())
+        (torch.Size([7, 3]), True)
+
+    Source: Yin and Zhou (2018), Semi-implicit variational inference, ICML; the bounds of the density, Sobolev and
+    Vetrov (2019), Importance weighted hierarchical variational inference, NeurIPS.
     """
 
     has_moments = True
@@ -90,7 +104,7 @@ class SemiImplicitSampler(EncodingSampler):
         return self.head.gaussians(self.features(context))
 
     def shift(self, extra: Tensor, features: Tensor) -> Tensor:
-        """f: m (*S, B, extra_noise) and features (B, width) to (*S, B, dim)."""
+        """f: m, the ``extra`` noise, (*S, B, extra_noise) and features (B, width) to (*S, B, dim)."""
         return self.limit * torch.tanh(self.network(extra, features) / self.limit)
 
     def split(self, noise: Tensor, context: Tensor) -> tuple[Tensor, Gaussians]:
@@ -114,9 +128,21 @@ class SemiImplicitSampler(EncodingSampler):
         return self.head.carry(mean, features), factor @ inner @ factor.mT
 
     def log_prob(self, z: Tensor, context: Tensor, draws: int = 1000) -> Tensor:
-        """log q(z | x) estimated with ``draws`` fresh m per datum: (*S, B, dim) -> (*S, B).
+        """log q(z | x) in nats, estimated with ``draws`` fresh m per datum.
 
         It is too low on average, so that an ELBO from it is too high: see :meth:`log_prob_bounds`.
+
+        Args:
+            z: latents (*S, B, dim).
+            context: (B, context_dim).
+            draws: number of m.
+
+        Returns:
+            The estimates (*S, B).
+
+        Raises:
+            TypeError: ``draws`` is no integer.
+            ValueError: it is less than 1.
         """
         draws = integer("draws", draws, 1)
         gaussians = self.gaussians(context)
@@ -124,10 +150,21 @@ class SemiImplicitSampler(EncodingSampler):
         return total - math.log(draws) - gaussians.log_det
 
     def log_prob_bounds(self, noise: Tensor, context: Tensor, draws: int = 1000) -> tuple[Tensor, Tensor]:
-        """Bounds of log q(z | x), on average, at the draws z that come of ``noise`` (*S, B, noise_dim): (*S, B) each.
+        """Bounds of log q(z | x) in nats, on average, at the draws z that come of ``noise``.
 
-        The lower one averages q(z | x, m) over fresh m, the upper one over those and the m that z came from
-        (Sobolev and Vetrov 2019, for semi-implicit distributions).
+        The lower one averages q(z | x, m) over fresh m, the upper one over those and the m that z came from.
+
+        Args:
+            noise: (*S, B, noise_dim).
+            context: (B, context_dim).
+            draws: number of fresh m per datum.
+
+        Returns:
+            The lower and the upper bound, (*S, B) each.
+
+        Raises:
+            TypeError: ``draws`` is no integer.
+            ValueError: it is less than 1.
         """
         draws = integer("draws", draws, 1)
         features, dim, log_det = self.features(context), self.head.dim, self.gaussians(context).log_det

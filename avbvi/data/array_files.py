@@ -102,6 +102,15 @@ class ArrayFileDataset(Dataset[Any]):
         FileNotFoundError: a file is not there.
         ValueError: a file is no .npy file or is cut off, its array has no rows or its rows are not next to each other
             (Fortran order), it holds objects or another type that torch does not have, or the numbers of rows differ.
+
+    Example:
+        >>> import numpy, torch, avbvi
+        >>> numpy.save("x.npy", numpy.arange(12.0).reshape(6, 2))
+        >>> data = avbvi.ArrayFileDataset("x.npy", dtype=torch.float32)
+        >>> len(data), data[1]
+        (6, tensor([2., 3.]))
+        >>> [x.shape for (x,) in data.loader(4)]  # fit(model, data.loader(512), guide=...)
+        [torch.Size([4, 2]), torch.Size([2, 2])]
     """
 
     #: The same index gives the same datum and draws no random number: a resumed run need not read again what it used.
@@ -176,7 +185,10 @@ class ArrayFileDataset(Dataset[Any]):
         Args:
             batch_size: data in a batch; the last one may have fewer.
             shuffle: whether each pass has an order of its own, by a :class:`~avbvi.BlockShuffleSampler`.
-            drop_last, generator, num_workers, pin_memory: as in ``torch.utils.data.DataLoader``.
+            drop_last: whether an incomplete last batch is left out.
+            generator: what the orders are drawn from; torch's global one by default.
+            num_workers: processes that read, as in ``torch.utils.data.DataLoader``.
+            pin_memory: whether batches lie in page-locked memory, as there.
 
         Raises:
             TypeError: an argument is of another kind.

@@ -34,6 +34,12 @@ class BlockShuffleSampler(Sampler[int]):
     Raises:
         TypeError: data has no length, or an argument is of another kind.
         ValueError: a number is not positive, or there are no data.
+
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.BlockShuffleSampler(range(1000), block=10, pooled=4)
+        >>> sorted(sampler) == list(range(1000))
+        True
     """
 
     def __init__(
@@ -58,7 +64,12 @@ class BlockShuffleSampler(Sampler[int]):
         return self.size
 
     def skip(self, data: int) -> None:
-        """Leave out so many data at the beginning of the next pass, without the cost of drawing their order."""
+        """Leave out so many ``data`` at the beginning of the next pass, without the cost of drawing their order.
+
+        Raises:
+            TypeError: the number is no integer.
+            ValueError: it is negative.
+        """
         self._skipped = integer("data", data, 0)
 
     def __iter__(self) -> Iterator[int]:

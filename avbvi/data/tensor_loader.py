@@ -29,6 +29,12 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         TypeError: no tensor, or an argument of another kind.
         ValueError: tensors without rows, with different numbers of rows or on different devices; ``batch_size`` is not
             positive, or ``drop_last`` leaves no batch.
+
+    Example:
+        >>> import torch, avbvi
+        >>> loader = avbvi.TensorLoader(torch.randn(10, 3), torch.arange(10), batch_size=4)
+        >>> [(x.shape, y.shape) for x, y in loader][-1]
+        (torch.Size([2, 3]), torch.Size([2]))
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
                 raise ValueError(f"tensors must have the same {what}, found {values}")
 
     def to(self, device: torch.device | str) -> TensorLoader:
-        """The same loader of tensors on a device; it draws from the same generator."""
+        """The same loader of tensors on a ``device``; it draws from the same generator."""
         size, generator = self.batch_size, self.generator
         assert size is not None
         moved = (tensor.to(device) for tensor in self.tensors)
@@ -73,7 +79,12 @@ class TensorLoader(DataLoader[tuple[Tensor, ...]]):
         )
 
     def skip(self, batches: int) -> None:
-        """Leave out so many batches at the beginning of the next pass."""
+        """Leave out so many ``batches`` at the beginning of the next pass.
+
+        Raises:
+            TypeError: the number is no integer.
+            ValueError: it is negative.
+        """
         self._skipped = integer("batches", batches, 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:  # type: ignore[override]  # DataLoader has a class of its own

@@ -24,7 +24,12 @@ from .checks import check_data, check_density, check_observed, data_of, name_of,
 
 
 class Pairs(NamedTuple):
-    """Pairs of a datum and its latents: ``x`` (B, n), flattened, and ``z`` (B, dim), unconstrained."""
+    """Pairs of a datum and its latents.
+
+    Attributes:
+        x: data (B, n), flattened.
+        z: latents (B, dim), unconstrained.
+    """
 
     x: Tensor
     z: Tensor
@@ -35,7 +40,8 @@ class LatentVariableModel:
 
     Args:
         model: the model; its first argument is the data, which are the observed site's value.
-        args, kwargs: arguments of a first call.
+        args: positional arguments of a first call.
+        kwargs: keyword arguments of it.
 
     Attributes:
         layout: one datum's latent sites.
@@ -91,7 +97,8 @@ class JointDraws:
     Args:
         reading: what is known of the model.
         guide: a Pyro guide of the model's latents.
-        args, kwargs: the arguments of model and guide.
+        args: the positional arguments of model and guide.
+        kwargs: their keyword arguments.
     """
 
     def __init__(self, reading: LatentVariableModel, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -125,6 +132,11 @@ class JointDraws:
 
     @cached_property
     def guide_trace(self) -> Any:
+        """Pyro's trace of the guide.
+
+        Raises:
+            ModelError: the guide lacks a latent site of the model.
+        """
         trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*self.args, **self.kwargs))
         missing = sorted(self.reading.latents - set(trace.nodes))
         if missing:
@@ -138,7 +150,11 @@ class JointDraws:
 
     @cached_property
     def decoded(self) -> Pairs:
-        """z ~ p(z), x ~ p(x | z)."""
+        """z ~ p(z), x ~ p(x | z).
+
+        Raises:
+            ModelError: with gradients, the likelihood is not reparameterised.
+        """
         trace, reading = self._simulation, self.reading
         node = trace.nodes[reading.observed]
         if torch.is_grad_enabled() and not node["fn"].has_rsample:
@@ -196,7 +212,11 @@ class JointDraws:
 
     @cached_property
     def encoder_marginals(self) -> Pairs:
-        """x ~ q(x), z ~ q(z), independent: each z goes with another datum than its own."""
+        """x ~ q(x), z ~ q(z), independent: each z goes with another datum than its own.
+
+        Raises:
+            ValueError: there is but one datum.
+        """
         if len(self.x) < 2:
             raise ValueError("x must have at least two data, as each one's latents are paired with another's, found 1")
         order = torch.randperm(len(self.x), device=self.x.device)
@@ -241,7 +261,7 @@ class JointDraws:
 
     @property
     def scale(self) -> float:
-        """N / B, by which Pyro multiplies every term inside the plate."""
+        """The factor N / B by which Pyro multiplies every term inside the plate."""
         trace = self._replay if "_replay" in self.__dict__ else self._simulation
         frames = trace.nodes[self.reading.observed]["cond_indep_stack"]
         (frame,) = [f for f in frames if f.name == self._layout.plate]

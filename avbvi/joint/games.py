@@ -23,7 +23,11 @@ Sample = Callable[[JointDraws], Pairs]
 class JointContrast(NamedTuple):
     """A law r that takes the place of v, which it is nearer to u than: what adaptive contrast is to joint laws.
 
-    ``sample`` draws from r; ``log_ratio`` is log r - log v at pairs (B,), which densities tell.
+    Attributes:
+        sample: draws pairs from r, given a minibatch's :class:`JointDraws`.
+        log_ratio: log r - log v (B,) at pairs, which densities tell.
+
+    Source: this project's, after Adaptive Contrast of AVB (Mescheder, Nowozin and Geiger 2017), section 4.
     """
 
     sample: Sample
@@ -126,13 +130,16 @@ class Game:
     Args:
         adversary: the network, with its objective.
         sees: what it sees of a pair.
-        upper, lower: u and v.
+        upper: draws pairs of u, given a minibatch's :class:`JointDraws`.
+        lower: draws pairs of v.
         lr: its learning rate.
         contrast: r; ``None`` leaves all to the adversary.
         needed: whether to raise where r has no density that can be evaluated, instead of doing without it.
 
     Raises:
         TypeError: an adversary of another kind.
+
+    Source: AS-VAE (Pu et al. 2017), eq. 5 to 7; AVB (Mescheder, Nowozin and Geiger 2017), Prop. 1.
     """
 
     def __init__(
@@ -162,7 +169,7 @@ class Game:
         self.adam: AdversaryAdam | None = None
 
     def build(self, draws: JointDraws) -> None:
-        """Create the adversary's parameters, with dtype and device of the data, and its optimiser.
+        """Create the adversary's parameters, with dtype and device of the data of ``draws``, and its optimiser.
 
         Raises:
             ValueError: it was built for pairs of other widths.
@@ -185,7 +192,7 @@ class Game:
         """Learned log u - log v at pairs, (B,); differentiable in the pairs alone, without dropout.
 
         Args:
-            pairs: where.
+            pairs: where, x (B, n) and z (B, dim).
             draws: any of the model and guide, of as many data (``loss.draws(model, guide, x)``); needed with a
                 contrast.
 
@@ -204,7 +211,7 @@ class Game:
         return learned if self.contrast is None or draws is None else learned + self.contrast.log_ratio(draws, pairs)
 
     def loss(self, draws: JointDraws) -> Tensor:
-        """The adversary's loss on draws of both, to be differentiated in its parameters."""
+        """The adversary's loss, a scalar, on ``draws`` of both, to be differentiated in its parameters."""
         adversary = self.adversary.train()
         upper, lower = self.upper(draws), (self.lower if self.contrast is None else self.contrast.sample)(draws)
         n = len(upper.x)
@@ -225,7 +232,7 @@ class Game:
         return {"adversary": self.adversary.state_dict(), "adam": adam}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise unless this built game can take a state.
+        """Raise unless this built game can take a ``state``.
 
         Raises:
             CheckpointError: it is damaged, or that of another adversary.
@@ -235,7 +242,7 @@ class Game:
         self.adam.check_state(state["adam"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave, of a game that is built."""
+        """Restore the ``state`` that :meth:`state_dict` gave, of a game that is built."""
         assert self.adam is not None
         self.adversary.load_state_dict(state["adversary"])
         self.adam.load_state_dict(state["adam"])

@@ -55,6 +55,10 @@ class JointAdversarialLoss(ELBO):
 
     Raises:
         ValueError: non-positive counts, or one adversary in two games.
+        TypeError: a count is no integer, or ``schedule`` no :class:`~avbvi.Schedule`.
+
+    Source: Pu et al. (2017), Adversarial symmetric variational autoencoder, NeurIPS, section 3; the relatives are set
+    side by side in AVB (Mescheder, Nowozin and Geiger 2017), section 6.
     """
 
     def __init__(
@@ -89,11 +93,11 @@ class JointAdversarialLoss(ELBO):
     # -- what a subclass says -------------------------------------------------------------------------
 
     def terms(self, draws: JointDraws, weight: float) -> Tensor:
-        """The outer loss of each datum (B,), to be minimised; ``weight`` multiplies what adversaries say."""
+        """The outer loss of each datum (B,) from the ``draws``; ``weight`` multiplies what adversaries say."""
         raise NotImplementedError
 
     def reconstruction_terms(self, draws: JointDraws) -> Tensor:
-        """The reconstruction loss of each datum (B,)."""
+        """The reconstruction loss of each datum (B,) from the ``draws``."""
         return -draws.log_likelihood
 
     # -- Pyro's ELBO interface --------------------------------------------------------------------------
@@ -102,13 +106,15 @@ class JointAdversarialLoss(ELBO):
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
     def loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Estimate of the outer loss; trains nothing."""
+        """The outer loss of ``model`` and ``guide``, in nats if it is made of log-ratios; trains nothing."""
         with torch.no_grad():
             self._ready(model, guide, args, kwargs)
             return float(self._outer(self._draws(model, guide, args, kwargs)))
 
     def differentiable_loss(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The outer loss to be differentiated, for ``torch.optim``; trains the adversaries unless under no_grad.
+        """The outer loss () of ``model`` and ``guide`` to be differentiated, for ``torch.optim``.
+
+        It trains the adversaries, unless under ``no_grad``.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite.
@@ -125,6 +131,9 @@ class JointAdversarialLoss(ELBO):
 
     def loss_and_grads(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
         """One training call: the adversaries, then the outer loss with gradients; a non-finite one is skipped.
+
+        The gradients are left in the parameters of ``model`` and ``guide``; returned is the loss, in nats for losses
+        made of log-ratios.
 
         Raises:
             NonFiniteError: too many non-finite losses or gradients in a row.
@@ -146,6 +155,10 @@ class JointAdversarialLoss(ELBO):
         """Adam (betas 0.5, 0.999) for ``SVI``, its rate decaying over ``steps``.
 
         ``model_lr`` is the rate of the model's own parameters, those of a decoder; by default it is ``lr``.
+
+        Raises:
+            TypeError: a rate is no number.
+            ValueError: a rate is not positive.
         """
         lr = positive_number("lr", lr)
         model_lr = lr if model_lr is None else positive_number("model_lr", model_lr)
@@ -160,16 +173,16 @@ class JointAdversarialLoss(ELBO):
 
     @torch.no_grad()
     def reconstruction(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Mean reconstruction loss per datum, what early stopping watches on held-out data (AS-VAE, section 5).
+        """Mean reconstruction loss per datum in nats, what early stopping watches on held-out data (AS-VAE, section 5).
 
-        That is -log p(x | z) at latents of the data, -log q(z | x) at data of the model, or their sum, as the loss has
-        them. Modules are taken in the mode that they are in.
+        Of ``model`` and ``guide``, that is -log p(x | z) at latents of the data, -log q(z | x) at data of the model, or
+        their sum, as the loss has them. Modules are taken in the mode that they are in.
         """
         self._ready(model, guide, args, kwargs)
         return float(self.reconstruction_terms(self._draws(model, guide, args, kwargs)).mean())
 
     def draws(self, model: Model, guide: Any, *args: Any, **kwargs: Any) -> JointDraws:
-        """A minibatch's draws of both joint laws, for questions to the loss's games."""
+        """A minibatch's draws of both joint laws, of ``model`` and ``guide``, for questions to the loss's games."""
         self._ready(model, guide, args, kwargs)
         return self._draws(model, guide, args, kwargs)
 
@@ -255,7 +268,7 @@ class JointAdversarialLoss(ELBO):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; before the first call it waits for that.
+        """Restore the ``state`` that :meth:`state_dict` gave; before the first call it waits for that.
 
         Raises:
             CheckpointError: it is another loss's, or damaged.
@@ -303,7 +316,10 @@ class OneGameLoss(JointAdversarialLoss):
     Args:
         adversary: the network; ``None`` takes the subclass's default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`JointAdversarialLoss`.
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`).
     """
 
     def __init__(

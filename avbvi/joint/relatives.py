@@ -21,12 +21,41 @@ class AdversarialAutoencoderLoss(OneGameLoss):
     """AAE: -E_q[log p(x | z)] + KL(q(z), p(z)), with T(z) = log q(z) - log p(z) (AVB, eq. 6.3-6.5).
 
     AVB's adversary restricted to functions of z: the aggregate q(z) is drawn to the prior, not q(z | x) to the
-    posterior, so this is no bound of the likelihood. Makhzani et al. (2015), Adversarial autoencoders.
+    posterior, so this is no bound of the likelihood.
 
     Args:
         adversary: T(z); a :class:`~avbvi.ResidualAdversary` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`).
+
+    Raises:
+        TypeError: an argument of the wrong type, or an adversary of another kind.
+        ValueError: a non-positive number.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI
+        >>> decoder, encoder = torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("encoder", encoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(encoder(x), 0.1).to_event(1))
+        >>> loss = avbvi.AdversarialAutoencoderLoss(pretrain_steps=2)
+        >>> svi = SVI(model, guide, loss.optimizer(lr=1e-3), loss=loss)
+        >>> losses = [svi.step(torch.randn(8, 3)) for _ in range(2)]
+        >>> loss.step_count, loss.skipped_steps
+        (2, 0)
+
+    Source: Makhzani, Shlens, Jaitly, Goodfellow and Frey (2015), Adversarial autoencoders, arXiv:1511.05644; AVB
+    (Mescheder, Nowozin and Geiger 2017), eq. 6.3 to 6.5.
     """
 
     def game(self, adversary: Adversary | None, lr: float) -> Game:
@@ -41,14 +70,23 @@ class AdversarialInferenceLoss(OneGameLoss):
     """ALI, or BiGAN: encoder and decoder both work against T(x, z) = log q(x, z) - log p(x, z) (AS-VAE, eq. 3).
 
     Each minimises the adversary's loss with the labels exchanged, which does not saturate. No density is needed; the
-    decoder has to be reparameterised. Dumoulin et al. (2017), Adversarially learned inference; Donahue et al. (2017),
-    Adversarial feature learning.
+    decoder has to be reparameterised.
 
     Args:
         adversary: T(x, z); a :class:`~avbvi.JointAdversary` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`; a warm-up has
-            no effect, as there is nothing else to learn by.
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`); a
+            warm-up has no effect, as there is nothing else to learn by.
+
+    Raises:
+        TypeError: an argument of the wrong type, or an adversary of another kind.
+        ValueError: a non-positive number.
+
+    Source: Dumoulin et al. (2017), Adversarially learned inference, ICLR; Donahue, Krähenbühl and Darrell (2017),
+    Adversarial feature learning, ICLR; AS-VAE (Pu et al. 2017), eq. 3.
     """
 
     def game(self, adversary: Adversary | None, lr: float) -> Game:
@@ -61,16 +99,27 @@ class AdversarialInferenceLoss(OneGameLoss):
 
 
 class GenerativeAdversarialLoss(OneGameLoss):
-    """GAN: the decoder alone, against T(x) = log q(x) - log p(x); there is no encoder (Goodfellow et al. 2014).
+    """GAN: the decoder alone, against T(x) = log q(x) - log p(x); there is no encoder.
 
-    The decoder minimises -E_p log sigmoid(T), which does not saturate. With convolutional networks it is DCGAN (Radford
-    et al. 2016). The guide is not asked: any function of the model's arguments will do, such as ``lambda x: None``.
+    The decoder minimises -E_p log sigmoid(T), which does not saturate. With convolutional networks it is DCGAN. The
+    guide is not asked: any function of the model's arguments will do, such as ``lambda x: None``.
 
     Args:
         adversary: T(x); a :class:`~avbvi.ResidualAdversary` of the flattened data by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`; a warm-up has
-            no effect, as there is nothing else to learn by.
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`); a
+            warm-up has no effect, as there is nothing else to learn by.
+
+    Raises:
+        TypeError: an argument of the wrong type, or an adversary of another kind.
+        ValueError: a non-positive number.
+
+    Source: Goodfellow et al. (2014), Generative adversarial nets, NeurIPS; with convolutional networks Radford, Metz
+    and Chintala (2016), Unsupervised representation learning with deep convolutional generative adversarial networks,
+    ICLR.
     """
 
     def game(self, adversary: Adversary | None, lr: float) -> Game:

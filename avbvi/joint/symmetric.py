@@ -62,8 +62,12 @@ class OneSidedELBO(OneGameLoss):
     """What both halves of AS-VAE have in common: one adversary, and whether the guide's density helps it.
 
     Args:
-        adversary, adversary_lr: as :class:`~avbvi.joint.loss.OneGameLoss`.
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        adversary: the network; ``None`` takes the subclass's default.
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`).
         densities: as :class:`ReconstructionELBO`.
     """
 
@@ -100,9 +104,19 @@ class ReconstructionELBO(OneSidedELBO):
     Args:
         adversary: f1; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`).
         densities: tell the adversary its sample from a law that is nearer than a product of marginals, by the density
             of the guide; by default where that can be evaluated at any latents. False is the paper's way.
+
+    Raises:
+        TypeError: an argument of the wrong type, or an adversary of another kind.
+        ValueError: a non-positive number.
+
+    Source: Pu, Wang, Henao, Chen, Gan, Li and Carin (2017), Adversarial symmetric variational autoencoder, NeurIPS,
+    eq. 5 and 8; the contrast by the guide's density is this project's.
     """
 
     def game(self, adversary: Adversary | None, lr: float) -> Game:
@@ -124,9 +138,19 @@ class GenerationELBO(OneSidedELBO):
     Args:
         adversary: f2; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`).
         densities: tell the adversary its sample from a law that is nearer than a product of marginals, by the density
             of the guide; by default where that can be evaluated at any latents. False is the paper's way.
+
+    Raises:
+        TypeError: an argument of the wrong type, or an adversary of another kind.
+        ValueError: a non-positive number.
+
+    Source: Pu, Wang, Henao, Chen, Gan, Li and Carin (2017), Adversarial symmetric variational autoencoder, NeurIPS,
+    eq. 6 and 9; the contrast by the guide's density is this project's.
     """
 
     def game(self, adversary: Adversary | None, lr: float) -> Game:
@@ -149,12 +173,38 @@ class SymmetricAdversarialELBO(JointAdversarialLoss):
     Args:
         adversaries: f1 and f2; two :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
         adversary_lr: learning rate of their Adams (betas 0.5, 0.999).
-        steps, adversary_steps, pretrain_steps, schedule: see :class:`~avbvi.joint.JointAdversarialLoss`.
+        steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
+        adversary_steps: steps of the adversary per outer step.
+        pretrain_steps: those before the first outer step.
+        schedule: decay of the rates, polish and warm-up (:class:`~avbvi.joint.JointAdversarialLoss`).
         densities: tell the adversary its sample from a law that is nearer than a product of marginals, by the density
             of the guide; by default where that can be evaluated at any latents. False is the paper's way.
 
     Raises:
-        TypeError: ``adversaries`` is no pair of adversaries of (x, z).
+        TypeError: ``adversaries`` is no pair of adversaries of (x, z), or an argument of the wrong type.
+        ValueError: a non-positive number.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI
+        >>> decoder, encoder = torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("encoder", encoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(encoder(x), 0.1).to_event(1))
+        >>> loss = avbvi.SymmetricAdversarialELBO(pretrain_steps=2)
+        >>> svi = SVI(model, guide, loss.optimizer(lr=1e-3), loss=loss)
+        >>> losses = [svi.step(torch.randn(8, 3)) for _ in range(2)]
+        >>> loss.step_count, loss.skipped_steps
+        (2, 0)
+
+    Source: Pu, Wang, Henao, Chen, Gan, Li and Carin (2017), Adversarial symmetric variational autoencoder, NeurIPS,
+    eq. 5 to 12; the contrast by the guide's density is this project's.
     """
 
     def __init__(

@@ -29,6 +29,21 @@ class Trunk(Part):
 
     By itself a trunk is the distribution of G(e) with e from its own base density, a standard normal unless
     :meth:`sample_base` and :meth:`base_log_prob` say otherwise; in the adversarial stage e comes from a sampler.
+
+    Example:
+        A trunk of one's own: z = sinh(e) in each coordinate, which has heavier tails than a normal.
+
+        >>> import torch, avbvi
+        >>> class SinhTrunk(avbvi.Trunk):
+        ...     def forward(self, e):
+        ...         return e.sinh(), e.cosh().log().sum(-1)
+        ...     def inverse(self, z):
+        ...         e = z.asinh()
+        ...         return e, e.cosh().log().sum(-1)
+        >>> trunk = SinhTrunk()
+        >>> trunk.build(2)
+        >>> trunk.log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
     """
 
     #: Width of the base coordinates.
@@ -60,13 +75,13 @@ class Trunk(Part):
         return torch.zeros(1), torch.zeros(1, self.base_dim), torch.eye(self.base_dim)[None]
 
     def start(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """Place the trunk so that its draws get mean ``loc`` (dim,) and covariance ``L L^T`` (dim, dim)."""
+        """Place the trunk so that its draws get mean ``loc`` (dim,) and Cholesky factor ``scale_tril`` (dim, dim)."""
 
     def start_at(self, modes: LaplaceModes) -> None:
-        """After :meth:`start` with their moments: use what is known of the single Gaussians found at the start."""
+        """After :meth:`start` with their moments: use the single Gaussians, ``modes``, that were found at the start."""
 
     def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Base coordinates (*batch, dim) to z (*batch, dim) and log|det dG/de| (*batch,)."""
+        """Base coordinates ``e`` (*batch, dim) to z (*batch, dim) and log|det dG/de| (*batch,)."""
         raise NotImplementedError
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +89,7 @@ class Trunk(Part):
         raise NotImplementedError
 
     def reference_coordinates(self, z: Tensor) -> Tensor:
-        """z in the coordinates in which the starting point is standard; annealing of log p is done there."""
+        """z (*batch, dim) in coordinates (*batch, dim) in which the start is standard; log p is annealed there."""
         return z
 
     def sample_base(self, shape: torch.Size, *, like: Tensor) -> Tensor:
@@ -82,7 +97,7 @@ class Trunk(Part):
         return torch.randn(*shape, self.base_dim, dtype=like.dtype, device=like.device)
 
     def weighted_base(self, n: int, *, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """About n base draws (m, dim) and their weights (m,), which sum to one (``None``: all equal).
+        """About n base draws (m, dim), as ``like`` (), and their weights (m,), which sum to one (``None``: all equal).
 
         Expectations by these weights are differentiable in all of the base density's parameters.
         """
@@ -102,7 +117,14 @@ class Trunk(Part):
 
 
 class IdentityTrunk(Trunk):
-    """No trunk: base coordinates are the latent ones (the paper's AVB)."""
+    """No trunk: base coordinates are the latent ones (the paper's AVB).
+
+    Example:
+        >>> import torch, avbvi
+        >>> z, log_det = avbvi.IdentityTrunk()(torch.ones(3, 2))
+        >>> log_det
+        tensor([0., 0., 0.])
+    """
 
     def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
         return e, e.new_zeros(e.shape[:-1])
@@ -112,7 +134,17 @@ class IdentityTrunk(Trunk):
 
 
 class AffineTrunk(Trunk):
-    """z = loc + L e with fixed location and lower-triangular L, set at the start: whitening."""
+    """z = loc + L e with fixed location and lower-triangular L, set at the start: whitening.
+
+    Example:
+        >>> import torch, avbvi
+        >>> trunk = avbvi.AffineTrunk()
+        >>> trunk.build(2)  # a guide does so at its set-up, and places the trunk where a search finds the mass
+        >>> trunk.start(torch.tensor([1.0, 2.0]), torch.diag(torch.tensor([0.5, 2.0])))
+        >>> z, log_det = trunk(torch.zeros(1, 2))
+        >>> z, log_det
+        (tensor([[1., 2.]]), tensor([0.]))
+    """
 
     loc: Tensor
     scale_tril: Tensor

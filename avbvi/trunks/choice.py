@@ -26,6 +26,15 @@ class BestTrunk(HostBuffers, Trunk):
     Raises:
         ValueError: fewer than two candidates.
         TypeError: a candidate is no trunk that can be trained.
+
+    Example:
+        >>> import avbvi
+        >>> trunk = avbvi.BestTrunk((avbvi.MixtureTrunk(4), avbvi.FlowTrunk(layers=2, hidden=(16,))))
+        >>> trunk.build(3)
+        >>> type(trunk.chosen).__name__  # until training has compared them
+        'MixtureTrunk'
+
+    Source: this project's; docs/decisions.md has what it was chosen by.
     """
 
     is_trainable = True
@@ -60,7 +69,7 @@ class BestTrunk(HostBuffers, Trunk):
         return self.chosen.is_reparameterised
 
     def choose(self, index: int) -> None:
-        """Put a candidate in force."""
+        """Put the candidate number ``index`` in force."""
         self.active.fill_(index)
 
     def _build(self, dim: int) -> None:

@@ -20,15 +20,31 @@ LOG_SCALE_LIMIT = 4.0
 class FlowTrunk(AffineTrunk):
     """A normalizing flow in whitened coordinates: Pyro's transforms followed by the affine start.
 
-    By default masked affine autoregressive transforms (IAF: Kingma et al. 2016) with the order of the
-    coordinates reversed between them, near the identity at the start; in one dimension a monotone
-    rational spline.
+    By default masked affine autoregressive transforms (IAF) with the order of the coordinates reversed between them,
+    near the identity at the start; in one dimension a monotone rational spline.
 
     Args:
         layers: number of autoregressive transforms.
         hidden: hidden widths of each one's masked network (raised to ``dim`` where smaller).
         transforms: Pyro transforms with inverse and log-determinant to be used instead; such a trunk
             can't be rebuilt from a file without ``guide=``.
+
+    Raises:
+        TypeError: ``layers`` is no integer, ``hidden`` no tuple of integers, or ``transforms`` no list of transforms.
+        ValueError: ``layers`` or a width is less than 1.
+
+    Example:
+        >>> import torch, avbvi
+        >>> trunk = avbvi.FlowTrunk(layers=2, hidden=(16,))
+        >>> trunk.build(2)
+        >>> e = torch.randn(5, 2)
+        >>> z, log_det = trunk(e)
+        >>> bool(torch.allclose(trunk.inverse(z)[0], e, atol=1e-5)), log_det.shape
+        (True, torch.Size([5]))
+
+    Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling (2016), Improving variational inference with
+    inverse autoregressive flow, NeurIPS; in one dimension Dolatabadi, Erfani and Leckie (2020), Invertible generative
+    modeling using linear rational splines, AISTATS.
     """
 
     is_trainable = True

@@ -27,6 +27,25 @@ class MixtureTrunk(AffineTrunk):
 
     Args:
         components: number of Gaussians; by default 32 up to 16 dimensions, fewer in proportion above, at least 8.
+
+    Raises:
+        TypeError: ``components`` is no integer.
+        ValueError: it is less than 1.
+
+    Example:
+        >>> import torch, avbvi
+        >>> trunk = avbvi.MixtureTrunk(components=3)
+        >>> trunk.build(2)
+        >>> trunk.start(torch.zeros(2), torch.eye(2))
+        >>> log_weights, locs, scale_trils = trunk.gaussians()
+        >>> locs.shape, scale_trils.shape
+        (torch.Size([3, 2]), torch.Size([3, 2, 2]))
+        >>> trunk.log_prob(torch.zeros(5, 2)).shape  # exact
+        torch.Size([5])
+
+    Source: a mixture by the ELBO, with draws stratified by component, Morningstar, Vikram, Ham, Gallagher and Dillon
+    (2021), Automatic differentiation variational inference with mixtures, AISTATS; the start at Laplace
+    approximations is this project's.
     """
 
     is_trainable = True
@@ -98,7 +117,7 @@ class MixtureTrunk(AffineTrunk):
         return draws.reshape(*shape, locs.shape[1])
 
     def weighted_base(self, n: int, *, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same number of draws from each component, weighted by the component's weight."""
+        """About n draws (m, dim), as ``like`` (), as many of each component, with the components' weights (m,)."""
         log_weights, locs, scale_trils = self._parameters_in_use()
         k, dim = locs.shape
         each = max(n // k, 2)
