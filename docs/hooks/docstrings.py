@@ -15,7 +15,7 @@ STARRED = re.compile(r"(?<![\\`*])\*(?=[a-zA-Z])")
 EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 CODE = re.compile(r" *(>>>|\.\.\.) ")
 #: An entry for several parameters at once, which the parser of docstrings does not know.
-SHARED = re.compile(r"^( +)(\w+)((?:, \w+)+): ", re.MULTILINE)
+SHARED = re.compile(r"^( +)([a-z_]\w*)((?:, [a-z_]\w*)+): ", re.MULTILINE)
 
 _log = griffe.get_logger(__name__)
 
