@@ -16,6 +16,7 @@ from benchmarks import (
     objective_tables,
     record,
     relative_tables,
+    reproduction,
     scale_tables,
     speed_tables,
     tables,
@@ -27,7 +28,12 @@ from benchmarks.tables import Row
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 IMAGES = DOCS / "images"
-PAGES = (ROOT / "README.md", *sorted((DOCS / "benchmarks").glob("*.md")), DOCS / "theory" / "relatives.md")
+PAGES = (
+    ROOT / "README.md",
+    *sorted((DOCS / "benchmarks").glob("*.md")),
+    DOCS / "theory" / "relatives.md",
+    DOCS / "howto" / "reproduce.md",
+)
 NOTE = "\n\n† With some seed at least, log q is learned by the adversary: an estimate, not a bound."
 #: Coordinates of Eight Schools' paper problem that the README's table shows.
 FRONT = tuple(c for c in tables.EIGHT_SCHOOLS if c[0] in ("knn_kl_qp", "kl_exact", "c2st", "p_tau_positive", "seconds"))
@@ -251,8 +257,9 @@ def main() -> None:
     for name, board in BOARDS.items():
         if not (record.RESULTS / f"{name}.json").exists():
             continue
-        parts, pictures = board(record.load(name)["records"])
-        pages = fill(pages, parts)
+        records = record.load(name)["records"]
+        parts, pictures = board(records)
+        pages = fill(pages, {**parts, **reproduction.parts(name, records)})
         for title, picture in pictures.items():
             picture.savefig(IMAGES / f"{title}.png", dpi=150)
     for page, text in pages.items():
