@@ -1,4 +1,4 @@
-"""The code of docs/data.md runs, block after block, in an empty folder."""
+"""What the code of docs/data.md leaves behind, and the names that the page uses."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ import pytest
 
 import avbvi
 from avbvi.data.tensor_loader import TensorLoader
+from tests.page_code import ROOT, run
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
+PAGE = ROOT / "docs" / "data.md"
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmWarning")
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
-    names: dict[str, object] = {}
-    kept = []
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), names)
-        kept.append(names["posterior"])
+    after = run(PAGE, {})
+    assert len(after) == 4
+    kept = [names["posterior"] for names in after]
     assert len({id(posterior) for posterior in kept}) == 3
     for posterior in kept:
         assert isinstance(posterior, avbvi.AmortisedPosterior)
         assert posterior.run.steps == 20
     assert " ± " in capsys.readouterr().out
-    x = names["x"]
-    np.testing.assert_array_equal(np.load("large.npy"), np.tile(x, (5, 1)))  # type: ignore[call-overload]
+    np.testing.assert_array_equal(np.load("large.npy"), np.tile(after[-1]["x"], (5, 1)))
 
 
 def test_it_names_what_there_is() -> None:
