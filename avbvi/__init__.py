@@ -1,5 +1,7 @@
 """avbvi: black-box variational inference with neural samplers, for Pyro."""
 
+import logging
+
 from .adversaries import Adversary, Hint, MLPAdversary, ResidualAdversary
 from .amortised import (
     AmortisedAVBGuide,
@@ -74,6 +76,9 @@ from .samplers import MLPSampler, ModuleSampler, ResidualSampler, Sampler
 from .schedules import Schedule
 from .stopping import Stopping
 from .trunks import AffineTrunk, BestTrunk, FlowTrunk, IdentityTrunk, MixtureTrunk, Trunk
+
+# Silent unless a program sets logging up.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 

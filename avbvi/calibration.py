@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
+from .bars import progress_bar
 from .checkpoints import read_file, write_atomically
 from .elbo import AdversarialELBO
 from .errors import CheckpointError, ModelError
@@ -113,8 +113,8 @@ def sbc(
         vectorize=vectorize,
     )
     done = [] if saved is None else _resumed(experiment, saved, checkpoint)
-    bar = tqdm(total=simulations, initial=min(len(done), simulations), disable=not progress, unit="simulation")
-    with bar:
+    initial = min(len(done), simulations)
+    with progress_bar(progress, total=simulations, initial=initial, unit="simulation") as bar:
         for index in range(len(done), simulations):
             done.append(simulated(experiment, index))
             if checkpoint is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ from .objectives import Logistic
 from .rng import seeded
 from .training_state import TrainingState
 from .trunks import IdentityTrunk
+
+logger = logging.getLogger(__name__)
 
 #: Entry of a trunk's state that tells which candidate is in force.
 CHOICE = ("active",)
@@ -181,6 +184,9 @@ class Recovery:
         Raises:
             FitFailed: as :meth:`observe`.
         """
+        if self._skipped_steps:
+            step, skipped = int(self.guide.step_count), self._skipped_steps
+            logger.info("step %d: %d of the last %d steps were skipped", step, skipped, len(self._losses))
         level = self._level()
         symptom = distributed.agreed(self._symptom(level))
         distributed.same_generators()
@@ -212,6 +218,7 @@ class Recovery:
             )
         self.rollbacks += 1
         self.reasons.append(f"step {at}: {symptom}")
+        logger.warning("step %d: %s; going on from an earlier state with half the learning rates", at, symptom)
         # Restoring has brought earlier ones back.
         elbo.caution, elbo.adversary_caution = self._slower(*cautions)
         elbo.forgive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from .training_state import named_parameters
 
 if TYPE_CHECKING:
     from .training import Trainer
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "avbvi-checkpoint"
 VERSION = 3
@@ -70,6 +73,7 @@ def save_run(path: str | PathLike[str], trainer: Trainer, elapsed: float) -> Non
             "start_suspect": guide.start_suspect,
         },
     )
+    logger.debug("saved the run to %s at step %d", path, int(guide.step_count))
 
 
 def resume_run(path: str | PathLike[str], trainer: Trainer) -> None:
@@ -108,4 +112,5 @@ def resume_run(path: str | PathLike[str], trainer: Trainer) -> None:
     trainer.elapsed_before = content["elapsed"]
     trainer.smoothed = content["smoothed"]
     set_rng_state(content["rng"])
+    logger.info("resuming %s at step %d", path, int(guide.step_count))
     distributed.same_generators()

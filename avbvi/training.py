@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +14,9 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from tqdm.auto import tqdm
 
 from . import distributed
+from .bars import progress_bar
 from .capture.running import Execution, StepByStep, execution_of
 from .data.batches import Batches
 from .data.prefetch import batches_of
@@ -39,6 +40,8 @@ from .runs import Run, amended
 from .schedules import Clock, OpenEnded
 from .targets import Model
 from .training_state import TrainingState, named_parameters
+
+logger = logging.getLogger(__name__)
 
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 30.0
@@ -103,7 +106,7 @@ class Trainer:
         progress = progress and distributed.is_first()
         self.elbo.begin_run()
         self.elbo.steps, self.elbo.open_ended = steps, self.open_ended
-        self.elbo.before_adversarial = self.recovery.restore_best
+        self.elbo.before_adversarial = self._leave_trunk
         if minutes is not None:
             self.elbo.clock = agreed_clock(Clock(60.0 * minutes))
         try:
@@ -111,7 +114,7 @@ class Trainer:
             with (
                 pyro.validation_enabled(False),
                 self._target_traced() as self._traced,
-                tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
+                progress_bar(progress, total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar,
             ):
                 self.execution = execution_of(self, self.capture, self.compiles, RECORD_EVERY)
                 with self.precision.applied(networks_of(self.guide, self.model), self.guide.anchor):
@@ -127,6 +130,11 @@ class Trainer:
             self.elbo.begin_run()
         self._close(started)
         return self._judged()
+
+    def _leave_trunk(self, guide: AVBGuide) -> None:
+        """What comes before the adversarial stage."""
+        self.recovery.restore_best(guide)
+        logger.info("step %d: the adversarial stage begins", int(guide.step_count))
 
     def _prepare(self, steps: int | None, minutes: float | None, checkpoint: str | PathLike[str] | None) -> None:
         self.fingerprint: dict[str, Any] = {
@@ -181,6 +189,8 @@ class Trainer:
                     saved = time.monotonic()
             self._share = self.elbo.progress(self.guide)
             self.run.interrupted = self._share < 1.0
+            if self.run.interrupted:
+                logger.warning("interrupted at step %d, %.0f %% of the run", self.guide.step_count, 100.0 * self._share)
             self.recovery.look()
             if not int(self.guide.adversarial_steps):
                 self.recovery.restore_best(self.guide)
@@ -301,6 +311,7 @@ class Trainer:
         self.run.rollbacks = self.recovery.rollbacks
         if self.open_ended is not None and self.open_ended.rule.stopped_at is not None:
             self.run.stopped_at = self.open_ended.decay_from
+            logger.info("the trunk was found converged at step %s", self.run.stopped_at)
 
     def _judged(self) -> Posterior:
         try:
@@ -310,7 +321,10 @@ class Trainer:
                 raise
             self.run.interrupted = True
             verdict = Verdict("suspect", ["the fit was not judged"])
-        return self._posterior(amended(verdict, self.run, self.recovery, self._share))
+        verdict = amended(verdict, self.run, self.recovery, self._share)
+        level = logging.INFO if verdict.status == "ok" else logging.WARNING
+        logger.log(level, "verdict after %d steps: %s: %s", self.run.steps, verdict.status, "; ".join(verdict.reasons))
+        return self._posterior(verdict)
 
     def _verdict(self) -> Verdict:
         """The judgement on the guide in its final state."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..recording.densities import value_and_score
 from ..recording.graphs import TracingError, record
 
-logger: logging.Logger = logging.getLogger("avbvi")
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: A model is recorded at this evaluation of a shape, before it is captured: it takes as long as some evaluations.
 RECORDED_AT_CPU, RECORDED_AT_CUDA = 40, 2

@@ -10,7 +10,7 @@ import torch
 
 from ..capture.graphs import Backend, CapturedStep, CudaBackend
 
-logger: logging.Logger = logging.getLogger("avbvi")
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Temperatures by which the host may be ahead of the device.
 HOST_AHEAD = 16

@@ -9,9 +9,9 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..arguments import device_of, flag, integer, keywords, seed_number
+from ..bars import progress_bar
 from ..checkpoints import StrPath
 from ..devices import moved
 from ..errors import ModelError
@@ -221,7 +221,7 @@ class _Run:
             where,
             # Without validation: a trajectory that wanders off to NaN is rejected, not an error.
             pyro.validation_enabled(False),
-            tqdm(total=parts * stages * count, disable=not progress, unit="temperature") as bar,
+            progress_bar(progress, total=parts * stages * count, unit="temperature") as bar,
         ):
             if record.done:
                 self._check_done(len(record.done) - 1, seeds[len(record.done) - 1])

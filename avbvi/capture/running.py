@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..control import StepPlan
     from ..training import Trainer
 
-_log = logging.getLogger("avbvi")
+_log = logging.getLogger(__name__)
 
 #: Shapes of minibatches for which steps are captured; of further ones they are run as they are.
 MOST_SHAPES = 8

@@ -17,7 +17,7 @@ from ..rng import RandomStream, rng_state, seeded
 
 Arguments = tuple[Any, ...]
 
-_log = logging.getLogger("avbvi")
+_log = logging.getLogger(__name__)
 
 
 def is_loader(args: Arguments) -> bool:

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from ..second_order import SecondOrder
 from .graphs import TracingError, record
 
-logger: logging.Logger = logging.getLogger("avbvi")
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Relative agreement with the model itself that is asked of a recording, by the size of the dtype's rounding error.
 AGREEMENT = 1e4

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..elbo import AdversarialELBO
     from ..guides import AVBGuide
 
-logger: logging.Logger = logging.getLogger("avbvi")
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def compiler() -> str | None:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 DRAWS, DRAWS_ONE_BY_ONE = 4000, 200
 REPLICATIONS = 400
 #: Numbers that draws or replications may have.
-MOST_NUMBERS = 2**23
+MOST_NUMBERS = 2**21
 OLDER = "the file was written by an older avbvi, which kept no draws; load it with its model and save it again"
 LEFT_OUT = "the fit was saved with report=False"
 
