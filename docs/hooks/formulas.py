@@ -21,7 +21,7 @@ LEFT = re.compile(r"<m[io][^>]*>(\\\w*|&(?!#)[^<]*)</m[io]>")
 NAME = re.compile(r"<mo>((?!max|min|sup|inf)[A-Za-z]{2,})</mo>")
 #: A function's name, what stands before it, and its argument, if it has no parentheses: they are a thin space apart.
 SPACE = '<mspace width="0.167em" />'
-FUNCTION = r"<mi>(?:log|exp|det|tanh|Var|Cov|KL|diag)</mi>"
+FUNCTION = r"<mi>[A-Za-z]{2,}</mi>"
 BEFORE = re.compile(rf"(</m(?:i|n|sub|sup|munder|frac)>)(?={FUNCTION})")
 AFTER = re.compile(rf"({FUNCTION})(?=<m(?!o))")
 
