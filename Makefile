@@ -59,6 +59,10 @@ notebooks: $(DOCS_INSTALLED) ## Run the tutorials in full and keep their results
 quick-notebooks: $(DOCS_INSTALLED) ## Run the quick form of the tutorials; their files stay as they are
 	$(BIN)/python -m docs.notebooks --quick
 
+.PHONY: package
+package: $(PACKAGE_INSTALLED) ## Build sdist and wheel, check them, and use the wheel in a clean environment
+	$(BIN)/python -m tests.package_check
+
 .PHONY: gpu
 gpu: $(INSTALLED) ## Check and time what needs a CUDA device; exit status 2 without one
 	$(BIN)/python -m benchmarks.gpu
@@ -89,6 +93,7 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.distributed
+	$(BIN)/python -m benchmarks.import_time
 	$(BIN)/python -m benchmarks.report
 
 .PHONY: clean
