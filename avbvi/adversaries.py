@@ -130,8 +130,8 @@ class ResidualAdversary(Adversary):
         >>> adversary(torch.zeros(2, 2), hint).tolist()  # the network starts at 0: T is the squashed hint
         [0.0, 0.999...]
 
-    Source: AVB (Mescheder, Nowozin and Geiger 2017), section 3, with the blocks of He, Zhang, Ren and Sun (2016), Deep
-    residual learning for image recognition, CVPR; hint and score are this project's (docs/decisions.md).
+    Source: AVB (Mescheder, Nowozin and Geiger 2017), sections 3 and 5.1, with the blocks of He, Zhang, Ren and Sun
+    (2016), Deep residual learning for image recognition, CVPR; hint and score are this project's (docs/decisions.md).
     """
 
     center: Tensor

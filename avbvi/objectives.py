@@ -303,7 +303,7 @@ class NeymanChiSquared(FDivergence):
     g(T) = 1 - exp(-2 T): least squares of r / q under q. It is infinite where r's tails are too heavy for q's, as for
     two normals if q's variance is less than half of r's.
 
-    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS, tables 1 and 2.
+    Source: Nowozin, Cseke and Tomioka (2016), f-GAN, NeurIPS, supplement.
     """
 
     def activated(self, t: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class Schedule:
         [1.0, 0.5, 0.0]
 
     Source: annealing of variational objectives, Rezende and Mohamed (2015), Variational inference with normalizing
-    flows, ICML, section 6.1; the cosine, Loshchilov and Hutter (2017), SGDR, ICLR; a warm-up of the KL term, Bowman et
+    flows, ICML; the cosine, Loshchilov and Hutter (2017), SGDR, ICLR; a warm-up of the KL term, Bowman et
     al. (2016), Generating sentences from a continuous space, CoNLL; averaged weights, Polyak and Juditsky (1992),
     SIAM J. Control Optim. 30(4). The division into stages is this project's.
     """

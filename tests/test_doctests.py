@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
+import pyro
 import pytest
 
 import avbvi
@@ -43,6 +44,8 @@ def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     examples, prompts = _examples(name), _source(name).count(">>> ")
     runner = doctest.DocTestRunner(verbose=False, optionflags=FLAGS)
     for example in examples:
+        pyro.set_rng_seed(0)
+        pyro.clear_param_store()
         runner.run(example, out=sys.stdout.write)
     assert sum(len(example.examples) for example in examples) == prompts, "an example stands where doctest finds none"
     assert runner.summarize(verbose=False).failed == 0

@@ -131,6 +131,17 @@ class LearnedGaussianContrast(Contrast):
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or (at set-up) the body does not fit.
 
+    Example:
+        >>> import torch, avbvi
+        >>> sampler = avbvi.ConditionalSampler(context_dim=5)
+        >>> sampler.build(2)
+        >>> contrast = avbvi.LearnedGaussianContrast(hidden=(16,))
+        >>> contrast.build_for(dim=2, context_dim=5, sampler=sampler)
+        >>> x = torch.randn(4, 5)
+        >>> draws = sampler(sampler.sample_noise((7, 4), like=x), x)
+        >>> contrast.loss(draws, x, sampler).shape  # minus the mean log-likelihood of the draws
+        torch.Size([])
+
     Source: this project's, in place of the estimated moments of AVB (Mescheder, Nowozin and Geiger 2017), section 4.
     """
 

@@ -85,6 +85,25 @@ class AdversarialInferenceLoss(OneGameLoss):
         TypeError: an argument of the wrong type, or an adversary of another kind.
         ValueError: a non-positive number.
 
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI
+        >>> decoder, encoder = torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("encoder", encoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(encoder(x), 0.1).to_event(1))
+        >>> loss = avbvi.AdversarialInferenceLoss(pretrain_steps=2)
+        >>> svi = SVI(model, guide, loss.optimizer(lr=1e-3), loss=loss)
+        >>> losses = [svi.step(torch.randn(8, 3)) for _ in range(2)]
+        >>> loss.step_count, loss.skipped_steps
+        (2, 0)
+
     Source: Dumoulin et al. (2017), Adversarially learned inference, ICLR; Donahue, Krähenbühl and Darrell (2017),
     Adversarial feature learning, ICLR; AS-VAE (Pu et al. 2017), eq. 3.
     """
@@ -116,6 +135,21 @@ class GenerativeAdversarialLoss(OneGameLoss):
     Raises:
         TypeError: an argument of the wrong type, or an adversary of another kind.
         ValueError: a non-positive number.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI
+        >>> decoder = torch.nn.Linear(1, 3)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> loss = avbvi.GenerativeAdversarialLoss(pretrain_steps=2)
+        >>> svi = SVI(model, lambda x: None, loss.optimizer(lr=1e-3), loss=loss)
+        >>> losses = [svi.step(torch.randn(8, 3)) for _ in range(2)]
+        >>> loss.step_count, loss.skipped_steps
+        (2, 0)
 
     Source: Goodfellow et al. (2014), Generative adversarial nets, NeurIPS; with convolutional networks Radford, Metz
     and Chintala (2016), Unsupervised representation learning with deep convolutional generative adversarial networks,

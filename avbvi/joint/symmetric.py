@@ -115,6 +115,25 @@ class ReconstructionELBO(OneSidedELBO):
         TypeError: an argument of the wrong type, or an adversary of another kind.
         ValueError: a non-positive number.
 
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI
+        >>> decoder, encoder = torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("encoder", encoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(encoder(x), 0.1).to_event(1))
+        >>> loss = avbvi.ReconstructionELBO(pretrain_steps=2)
+        >>> svi = SVI(model, guide, loss.optimizer(lr=1e-3), loss=loss)
+        >>> losses = [svi.step(torch.randn(8, 3)) for _ in range(2)]
+        >>> loss.step_count, loss.skipped_steps
+        (2, 0)
+
     Source: Pu, Wang, Henao, Chen, Gan, Li and Carin (2017), Adversarial symmetric variational autoencoder, NeurIPS,
     eq. 5 and 8; the contrast by the guide's density is this project's.
     """
@@ -148,6 +167,25 @@ class GenerationELBO(OneSidedELBO):
     Raises:
         TypeError: an argument of the wrong type, or an adversary of another kind.
         ValueError: a non-positive number.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, avbvi
+        >>> from pyro.infer import SVI
+        >>> decoder, encoder = torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("encoder", encoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(encoder(x), 0.1).to_event(1))
+        >>> loss = avbvi.GenerationELBO(pretrain_steps=2)
+        >>> svi = SVI(model, guide, loss.optimizer(lr=1e-3), loss=loss)
+        >>> losses = [svi.step(torch.randn(8, 3)) for _ in range(2)]
+        >>> loss.step_count, loss.skipped_steps
+        (2, 0)
 
     Source: Pu, Wang, Henao, Chen, Gan, Li and Carin (2017), Adversarial symmetric variational autoencoder, NeurIPS,
     eq. 6 and 9; the contrast by the guide's density is this project's.
