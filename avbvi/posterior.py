@@ -94,7 +94,7 @@ class Posterior:
         self.run = run
         self.comparison = comparison
         self.hmc_steps = hmc_steps
-        self.evidence = evidence or Evidence()
+        self.evidence: Evidence = evidence or Evidence()
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{s.name}{list(s.shape)}" for s in self._layout.sites)

@@ -25,7 +25,7 @@ from .rng import seeded
 from .training_state import TrainingState
 from .trunks import IdentityTrunk
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Entry of a trunk's state that tells which candidate is in force.
 CHOICE = ("active",)

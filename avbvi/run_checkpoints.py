@@ -20,7 +20,7 @@ from .training_state import named_parameters
 if TYPE_CHECKING:
     from .training import Trainer
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FORMAT = "avbvi-checkpoint"
 VERSION = 3

@@ -41,7 +41,7 @@ from .schedules import Clock, OpenEnded
 from .targets import Model
 from .training_state import TrainingState, named_parameters
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 30.0

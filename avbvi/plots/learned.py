@@ -59,7 +59,7 @@ class Learned:
             raise ValueError("datum is for amortised guides; this one has a single posterior")
         layout: Any = guide.plate_layout if isinstance(guide, AmortisedAVBGuide) else guide.layout
         self.layout = layout
-        self.dim = int(layout.dim)
+        self.dim: int = int(layout.dim)
 
     def column(self, name: str, which: Coordinate) -> int:
         """The place in z of a coordinate.
