@@ -11,6 +11,8 @@ from mkdocs.exceptions import PluginError
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 TAG = re.compile(r"\\tag\{([^}]*)\}")
+#: A formula within a line, with the punctuation that follows it.
+PUNCTUATED = re.compile(r'(<math[^>]*display="inline"(?:(?!</math>).)*</math>[.,;:)\]!?]+)', re.DOTALL)
 #: What the converter does not know, and what stands for it.
 KNOWN_AS = ((r"\{aligned\}", "{split}"), (r"\\sim\b", r"\\thicksim"), (r"\\[lr]Vert\b", r"\\|"))
 #: Where a formula has a line of its own, what belongs to a sum or a maximum stands below and above it.
@@ -61,4 +63,4 @@ def on_page_content(content: str, *, page: Any, **_: Any) -> str:
         number = "".join(f'<span class="formula-number">({html.escape(tag)})</span>' for tag in numbers)
         return f'<div class="formula" tabindex="0">{converted}{number}</div>'
 
-    return FORMULA.sub(replaced, content)
+    return PUNCTUATED.sub(r'<span class="formula-inline">\1</span>', FORMULA.sub(replaced, content))

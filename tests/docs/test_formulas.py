@@ -85,6 +85,13 @@ def test_wide_formulas_can_be_scrolled(hook: ModuleType) -> None:
     assert ".formula" in (DOCS / "stylesheets" / "extra.css").read_text("utf-8")
 
 
+def test_punctuation_stays_with_its_formula(hook: ModuleType) -> None:
+    content = r'<p>of <span class="arithmatex">\(q\)</span>, and <span class="arithmatex">\(p\)</span> are'
+    page = hook.on_page_content(content, page=PAGE)
+    assert page.count('<span class="formula-inline"><math') == 1
+    assert "</math>,</span> and <math" in page
+
+
 def test_a_number_stands_beside_its_formula(hook: ModuleType) -> None:
     content = r'<div class="arithmatex">\[a = b \tag{AVB 3.3}\]</div>'
     page = hook.on_page_content(content, page=PAGE)
