@@ -12,11 +12,14 @@ from matplotlib.axes import Axes
 from ..diagnostics import K_HAT_LIMIT, MomentShift, Reliability, pareto_smooth
 from .theme import drawing_on
 
+#: Relative to equal ones.
+LEAST_WEIGHT = 1e-4
+
 
 def importance_weights(ax: Axes, log_weights: Any, *, label: str | None = None) -> Axes:
     """Draw sorted importance weights relative to equal ones, with their Pareto-smoothed tail; both axes logarithmic.
 
-    The title tells k-hat, the shape of the tail, and whether it is below 0.7.
+    The title tells k-hat, the shape of the tail, and whether it is below 0.7. Weights below 1e-4 are out of view.
 
     Args:
         ax: the axes to draw in.
@@ -46,6 +49,8 @@ def importance_weights(ax: Axes, log_weights: Any, *, label: str | None = None) 
         positive = raw[raw > 0.0]
         if len(positive) and positive[0] > positive[-1]:
             ax.set_yscale("log")
+            if positive[-1] < LEAST_WEIGHT < positive[0]:
+                ax.set_ylim(bottom=LEAST_WEIGHT)
         ax.set_xlabel("rank")
         ax.set_ylabel("weight × n")
         quality = "good" if k_hat < K_HAT_LIMIT else "too heavy a tail"

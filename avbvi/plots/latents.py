@@ -12,7 +12,7 @@ from matplotlib.patches import Circle
 
 from ..arguments import flag
 from .coordinates import array, thinned
-from .theme import MARKERS, drawing_on
+from .theme import MARKERS, Theme, drawing_on
 
 MOST_DRAWS = 5000
 #: The prior's contours hold these shares of its mass.
@@ -65,19 +65,20 @@ def latent_map(
                 ax.add_patch(
                     Circle((0.0, 0.0), radius, fill=False, color=theme.muted, linestyle=line, linewidth=1.0, zorder=1)
                 )
-                ax.annotate(
-                    f"prior {share:.0%}", (0.0, -radius), ha="center", va="top", fontsize="x-small", color=theme.muted
-                )
+                ax.text(
+                    math.sqrt(0.5) * radius, -math.sqrt(0.5) * radius, f"prior {share:.0%}", gid="prior",
+                    ha="center", va="center", fontsize="x-small", bbox=_plate(theme), zorder=3,
+                )  # fmt: skip
         for i, (which, name) in enumerate(zip(found, shown, strict=True)):
             mine = points[:, each == which].reshape(-1, 2)
             x, y = thinned(mine, most).T
             ax.scatter(
                 x,
                 y,
-                s=9,
+                s=13,
                 color=theme.colours[i % len(theme.colours)],
                 marker=MARKERS[i % len(MARKERS)],
-                alpha=0.55,
+                alpha=0.7,
                 linewidths=0,
                 label=name,
                 zorder=2,
@@ -85,7 +86,7 @@ def latent_map(
             middle = np.median(mine, axis=0)
             ax.text(
                 middle[0], middle[1], name, ha="center", va="center", weight="bold", zorder=3, color=theme.text,
-                bbox={"boxstyle": "round,pad=0.15", "facecolor": theme.page, "alpha": 0.75, "linewidth": 0},
+                bbox=_plate(theme),
             )  # fmt: skip
         ax.set_aspect("equal", adjustable="datalim")
         ax.set_xlabel("$z_1$")
@@ -93,3 +94,8 @@ def latent_map(
         if label is not None:
             ax.set_title(label)
     return ax
+
+
+def _plate(theme: Theme) -> dict[str, Any]:
+    """What stands behind a text among dots."""
+    return {"boxstyle": "round,pad=0.15", "facecolor": theme.page, "alpha": 0.75, "linewidth": 0}

@@ -35,7 +35,7 @@ def test_several_draws_of_each_datum(ax: Axes) -> None:
     z, classes = torch.randn(4, 6, 2), np.array(["a", "b"] * 3)
     plots.latent_map(ax, z, classes, names=["first", "second"], prior=False)
     np.testing.assert_allclose(ax.collections[1].get_offsets(), z[:, 1::2].reshape(-1, 2).numpy())
-    assert [t.get_text() for t in ax.texts] == ["first", "second"]
+    assert [t.get_text() for t in ax.texts] == ["first", "second"]  # and no words on a prior
     assert not ax.patches
 
 
