@@ -63,7 +63,8 @@ def sbc(
 
     Args:
         model: a Pyro model whose priors are proper.
-        args, model_kwargs: its arguments, with data of the right shape.
+        *args: its arguments, with data of the right shape.
+        model_kwargs: its keyword arguments.
         observed: names of all sites that are data; by default those that are observed with these arguments.
         simulations: number of rounds; with 100 a coverage of 95 % is known to within 4 %.
         draws: posterior draws that the truth is ranked among, at least 10; one less than a round number suits levels.

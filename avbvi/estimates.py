@@ -14,6 +14,17 @@ class Estimate(NamedTuple):
     ``float(estimate)`` is the value; ``str(estimate)`` reads "-12.712 ± 0.003", with as many
     decimals as the standard error warrants. ``stderr`` is 0 for an exact figure and NaN where
     no error could be estimated.
+
+    Args:
+        value: the figure.
+        stderr: its standard error.
+
+    Example:
+        >>> from avbvi import Estimate
+        >>> str(Estimate(-12.7123, 0.0031))
+        '-12.712 ± 0.003'
+        >>> float(Estimate(0.5, 0.0))
+        0.5
     """
 
     value: float

@@ -36,7 +36,9 @@ class ImportanceBound:
     """Importance-weighted bounds of the log-evidence by datum.
 
     Attributes:
-        log_weights: log p(x_i, z) - log q(z | x_i) at K draws for each datum (K, B), float64.
+        log_weights: log p(x_i, z) - log q(z | x_i) at K draws for each datum (K, B), float64, in nats.
+
+    Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, ICLR.
     """
 
     log_weights: Tensor
@@ -53,20 +55,21 @@ class ImportanceBound:
 
     @property
     def mean(self) -> Estimate:
-        """L_K averaged over the data, with the draws' standard error: the data count as given."""
+        """L_K averaged over the data, in nats, with the draws' standard error: the data count as given."""
         return mean_over_data(self.bound, self.stderr)
 
     @property
     def elbo(self) -> Estimate:
-        """L_1, the evidence lower bound, averaged over the data, from the same draws."""
+        """L_1, the evidence lower bound, averaged over the data, in nats, from the same draws."""
         k = len(self.log_weights)
         stderr = self.log_weights.std(0) / math.sqrt(k) if k > 1 else torch.full_like(self.bound, math.nan)
         return mean_over_data(self.log_weights.mean(0), stderr)
 
     def at(self, k: int) -> Estimate:
-        """L_k averaged over the data, from K // k disjoint sets of k draws.
+        """L_k averaged over the data, in nats, from K // k disjoint sets of k draws.
 
         Raises:
+            TypeError: k is no integer.
             ValueError: k is larger than K.
         """
         total = len(self.log_weights)
@@ -98,8 +101,26 @@ def importance_weighted_bound(
         draws: K.
         chunk_size: draws at a time, which bounds the memory; the weights are kept in float64.
 
+    Returns:
+        The bound of each datum (B,) in nats, and those of fewer draws.
+
     Raises:
         TypeError, ValueError: an argument of the wrong kind, or functions whose shapes disagree.
+
+    Example:
+        q is the posterior itself, so that the bound is log p(x) with a single draw: x = 1 under N(0, 2), -1.516 nats.
+
+        >>> import torch
+        >>> from torch.distributions import Normal
+        >>> from avbvi.latent_figures import importance_weighted_bound
+        >>> q = Normal(torch.tensor([0.5]), 0.5**0.5)  # of z given x = 1, with z and x - z standard normal
+        >>> def propose(n):
+        ...     z = q.sample((n,))
+        ...     return z[..., None], q.log_prob(z)
+        >>> def log_joint(z):
+        ...     return Normal(0.0, 1.0).log_prob(z[..., 0]) + Normal(z[..., 0], 1.0).log_prob(torch.ones(()))
+        >>> round(importance_weighted_bound(log_joint, propose, 2).mean.value, 3)
+        -1.516
 
     Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, ICLR.
     """
@@ -122,8 +143,9 @@ def importance_weighted_bound(
 
 @torch.no_grad()
 def reconstruction_error(density: PriorDensity, draws: Tensor, pixels: int) -> Estimate:
-    """Mean over draws, data and pixels of -log p(x | z), the cross-entropy between a datum and its reconstruction (AVB,
-    section 5.1).
+    """Mean over draws, data and pixels of -log p(x | z), the cross-entropy of a datum and its reconstruction.
+
+    The error that the AVB paper gives in section 5.1.
 
     Args:
         density: joint and prior log-densities of the data; their difference is the likelihood.
@@ -148,7 +170,12 @@ def reconstruction_error(density: PriorDensity, draws: Tensor, pixels: int) -> E
 
 
 class ActiveUnits(NamedTuple):
-    """How many latent coordinates are active, and the variance over data of each one's posterior mean (dim,)."""
+    """How many latent coordinates are active.
+
+    Attributes:
+        active: their number.
+        variances: the variance over data of each coordinate's posterior mean (dim,), in units of the prior's.
+    """
 
     active: int
     variances: Tensor
@@ -163,6 +190,15 @@ def active_units(means: Tensor, threshold: float = 0.01) -> ActiveUnits:
 
     Raises:
         TypeError, ValueError: means of another shape, of fewer than two data, or not finite.
+
+    Example:
+        Two of three coordinates vary with the datum:
+
+        >>> import torch
+        >>> from avbvi.latent_figures import active_units
+        >>> means = torch.tensor([[1.0, 0.0, 0.5], [-1.0, 0.0, -0.5]])
+        >>> active_units(means).active
+        2
 
     Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, ICLR, section 5.2.
     """
@@ -182,8 +218,14 @@ def aggregate_kl(draws: Tensor, prior_draws: Tensor, k: int = 3) -> Estimate:
         prior_draws: of the prior (m, dim).
         k: which neighbour.
 
+    Returns:
+        The divergence in nats with its standard error.
+
     Raises:
         TypeError, ValueError: as :func:`avbvi.knn_kl`.
+
+    Source: Makhzani, Shlens, Jaitly, Goodfellow and Frey (2016), Adversarial autoencoders, arXiv:1511.05644, for the
+    aggregate posterior; the estimate is :func:`avbvi.knn_kl`.
     """
     instance("draws", draws, Tensor, "a tensor (n, B, dim)")
     return knn_kl(draws.reshape(-1, draws.shape[-1]) if draws.dim() == 3 else draws, prior_draws, k=k)
@@ -202,10 +244,13 @@ def mixture_kl(
         chunk_size: rows z at a time, which bounds the memory.
 
     Returns:
-        The divergence with the draws' standard error: the data count as given.
+        The divergence in nats with the draws' standard error: the data count as given.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, or functions that return the wrong shape.
+
+    Source: Hoffman and Johnson (2016), ELBO surgery: yet another way to carve up the variational evidence lower bound,
+    NIPS workshop: the marginal KL.
     """
     instance("draws", draws, Tensor, "a tensor (n, B, dim)")
     function("log_q", log_q)

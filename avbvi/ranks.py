@@ -119,15 +119,18 @@ class Calibration:
         return sorted(found, key=lambda name: self.p_values[name])
 
     def band(self, level: float = 0.95) -> Band:
-        """Where the distribution function of uniform ranks stays; see :func:`~avbvi.uniformity.band`."""
+        """Where the distribution function of uniform ranks stays throughout with probability ``level``.
+
+        See :func:`~avbvi.uniformity.band`.
+        """
         return band(self._number(), self.draws, level)
 
     def ecdf_difference(self, name: str) -> np.ndarray:
-        """Empirical less uniform distribution function of a statistic's ranks at ``band().points``, (k,)."""
+        """Empirical less uniform distribution function of the statistic ``name`` at ``band().points``, (k,)."""
         return rank_counts(self._ranks(name), self.draws) / self._number() - self.band().points
 
     def coverage(self, levels: Sequence[float] = LEVELS, names: Sequence[str] | None = None) -> list[Coverage]:
-        """Expected coverage of each statistic's region at these levels.
+        """Expected coverage of each statistic's region at these levels; of those in ``names``, or all.
 
         The region is the central interval; for ``log_joint`` and ``log_q`` where they are largest (a region of
         highest density), for distances the ball.
@@ -158,7 +161,7 @@ class Calibration:
         return rest if name in _LARGEST else 0 if name in _SMALLEST else rest // 2
 
     def describe(self, name: str) -> str:
-        """What the shape of a statistic's ranks says of the posterior, in words."""
+        """What the shape of the ranks of the statistic ``name`` says of the posterior, in words."""
         u = (self._ranks(name).double() + 0.5) / (self.draws + 1)
         # Of normal scores a shift moves the mean alone, and a wrong width the spread alone. Both figures are about
         # standard normal for uniform ranks. Ranks that are all the same show a shift and no spread.

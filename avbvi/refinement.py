@@ -36,14 +36,25 @@ _LISTED = 12
 class Refinement:
     """What a few HMC steps from an approximation's draws did to them: nothing, if they are the posterior's.
 
-    All figures are by unconstrained coordinate, in the order of ``names`` (dim,): ``mean_shift``, the change of the
-    mean in standard deviations of the refined draws, and ``sd_ratio``, refined over original standard deviation
-    (above 1: the approximation is too narrow), with standard errors that use that each chain is seen before and after;
-    ``correlation`` of the two. ``draws`` are the refined ones, {site: (n, *shape)} on the constrained scale,
-    deterministic sites included. ``outside`` counts draws where the density is zero or not finite; they were left out.
+    Figures are by unconstrained coordinate; their standard errors use that each chain is seen before and after. A
+    change is at least the error that there was: short chains may not have gone all the way. They do not cross between
+    separated modes, so a lost mode or a wrong share of one is not seen.
 
-    A change is at least the error that there was: short chains may not have gone all the way. They do not cross
-    between separated modes, so a lost mode or a wrong share of one is not seen.
+    Attributes:
+        names: of the coordinates (dim of them), in the order of all figures.
+        mean_shift: change of the mean (dim,), in standard deviations of the refined draws.
+        mean_shift_stderr: its standard error (dim,).
+        sd_ratio: refined over original standard deviation (dim,); above 1 the approximation is too narrow.
+        sd_ratio_stderr: its standard error (dim,).
+        correlation: of each coordinate before and after (dim,); near 1 the chains were too slow to show much.
+        draws: the refined draws {site: (n, *shape)} on the constrained scale, deterministic sites included.
+        acceptance: mean rate of acceptance.
+        divergences: divergent transitions of single chains.
+        outside: draws where the density is zero or not finite; they were left out.
+        steps: HMC transitions of each chain.
+        n: number of chains.
+        tolerance: change, in standard deviations or of their ratio, that does not count.
+        sigmas: standard errors that a change must exceed to count.
     """
 
     names: list[str]

@@ -45,6 +45,13 @@ def bits_per_dimension(nats: float | Estimate, dimensions: int, levels: int | No
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind.
+
+    Example:
+        >>> from avbvi import bits_per_dimension
+        >>> round(bits_per_dimension(80.0, 784), 3)  # binarised digits, 80 nats
+        0.147
+
+    Source: Theis, van den Oord and Bethge (2016), A note on the evaluation of generative models, ICLR, section 3.1.
     """
     per_bit = integer("dimensions", dimensions, 1) * math.log(2.0)
     shift = 0.0 if levels is None else math.log2(positive_number("levels", levels))
@@ -64,10 +71,17 @@ def rmse(x: Tensor, reconstruction: Tensor, scale: float = 255.0) -> Estimate:
             intensities as they are.
 
     Returns:
-        The error, with a standard error that takes the data as a sample (delta method); NaN for a single datum.
+        The error in units of ``scale``, with a standard error that takes the data as a sample (delta method); NaN for
+        a single datum.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or shape, or values that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from avbvi import rmse
+        >>> float(rmse(torch.zeros(4, 8, 8), torch.full((4, 8, 8), 0.5)))  # half of 255 grey levels
+        127.5
     """
     instance("x", x, Tensor, "a tensor (B, *shape)")
     instance("reconstruction", reconstruction, Tensor, "a tensor like x")
@@ -120,6 +134,18 @@ def inception_score(
         TypeError: an argument of the wrong kind.
         ValueError: fewer images than splits, or a classifier's output that is not (n, K) with K at least 2, not finite
             or not what ``logits`` says.
+
+    Example:
+        A classifier that is sure of one of two classes for each half of the images:
+
+        >>> import torch
+        >>> from avbvi import inception_score
+        >>> images = torch.arange(40.0)[:, None]
+        >>> float(inception_score(lambda x: 100.0 * torch.cat([x % 2, 1 - x % 2], 1), images, splits=2))
+        2.0
+
+    Source: Salimans, Goodfellow, Zaremba, Cheung, Radford and Chen (2016), Improved techniques for training GANs, NIPS,
+    section 4.
     """
     function("classifier", classifier)
     instance("images", images, Tensor, "a tensor (N, *shape)")

@@ -74,10 +74,10 @@ class StartDensity(ABC):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws for each datum (n, B, dim), without gradient."""
+        """n draws for each datum (n, B, dim), without gradient; random by ``generator``, or torch's global one."""
 
     def at(self, noise: Tensor) -> Tensor | None:
-        """Draws (n, B, dim) made of standard normal numbers of that shape, one of a datum from its own alone.
+        """Draws (n, B, dim) made of standard normal ``noise`` of that shape, one of a datum from its own alone.
 
         ``None`` where draws can't be made so; they come from :meth:`sample` then, and those of a datum differ with the
         data that it is drawn along with.
@@ -116,6 +116,9 @@ class GaussianStart(StartDensity):
 
     Raises:
         TypeError, ValueError: arguments of the wrong kind or shape, or a covariance that is not positive definite.
+
+    Source: Wu, Burda, Salakhutdinov and Grosse (2017), On the quantitative analysis of decoder-based generative models,
+    ICLR, section 3: chains that start from the encoder.
     """
 
     def __init__(self, loc: Tensor, covariance: Tensor, *, inflation: float = 1.0) -> None:
@@ -152,7 +155,7 @@ class GaussianStart(StartDensity):
         """The Gaussians with the moments of draws (n, B, dim).
 
         Correlations are multiplied by n / (n + dim), so that few draws give proper covariances, and standard deviations
-        are at least ``floor`` times the median one of the datum.
+        are at least ``floor`` times the median one of the datum; ``inflation`` is a factor of the covariances.
 
         Raises:
             ValueError: fewer than two draws, or draws that are not finite.
@@ -206,6 +209,9 @@ class PriorStart(StartDensity):
 
     Args:
         density: a :class:`PriorDensity`.
+
+    Raises:
+        TypeError: a density whose prior can't be drawn from.
     """
 
     def __init__(self, density: PriorDensity) -> None:

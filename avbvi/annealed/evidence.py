@@ -57,7 +57,7 @@ class AnnealedEvidence:
     1 of many chains, more temperatures are needed, or a better start.
 
     Attributes:
-        log_weights: (chains, B), float64.
+        log_weights: (chains, B), float64, in nats.
         draws: the chains' last states (chains, B, dim), unconstrained: posterior draws if weighted by ``log_weights``.
         acceptance: mean acceptance probability by temperature (n,).
         temperatures: the schedule.
@@ -89,20 +89,22 @@ class AnnealedEvidence:
 
     @property
     def mean(self) -> Estimate:
-        """Mean log-evidence per datum, with the chains' standard error: the data count as given."""
+        """Mean log-evidence per datum in nats, with the chains' standard error: the data count as given."""
         return mean_over_data(self.log_evidence, self.stderr)
 
     @property
     def total(self) -> Estimate:
-        """Log-evidence of all data together, the sum over them."""
+        """Log-evidence of all data together in nats, the sum over them."""
         value, stderr = self.mean
         batch = len(self.log_evidence)
         return Estimate(batch * value, batch * stderr)
 
     @property
     def data_sd(self) -> float:
-        """Standard deviation of ``log_evidence`` between data; over sqrt(B) it is the error of ``mean`` as that of
-        the population that the data are drawn from. NaN for a single datum."""
+        """Standard deviation of ``log_evidence`` between data, in nats; NaN for a single datum.
+
+        Over sqrt(B) it is the error of ``mean`` as that of the population that the data are drawn from.
+        """
         return float(self.log_evidence.std()) if len(self.log_evidence) > 1 else math.nan
 
     def __str__(self) -> str:
@@ -162,17 +164,17 @@ class Sandwich:
 
     @property
     def mean_lower(self) -> Estimate:
-        """Mean lower bound per datum, with the chains' standard error."""
+        """Mean lower bound per datum in nats, with the chains' standard error."""
         return self.forward.mean
 
     @property
     def mean_upper(self) -> Estimate:
-        """Mean upper bound per datum, with the chains' standard error."""
+        """Mean upper bound per datum in nats, with the chains' standard error."""
         return mean_over_data(self.upper, self.upper_stderr)
 
     @property
     def gap(self) -> Estimate:
-        """Mean of upper - lower over the data; standard error between data, or over chains for a single datum."""
+        """Mean of upper - lower over the data in nats; its error is between data, or over chains for a single one."""
         difference = self.upper - self.lower
         if len(difference) == 1:
             return Estimate(float(difference), float((self.lower_stderr**2 + self.upper_stderr**2).sqrt()))

@@ -67,7 +67,8 @@ def annealed_importance_sampling(
     Args:
         model: a Pyro model, a :class:`~avbvi.LogDensity`, or an object with ``batch``, ``dim`` and ``log_joint``
             (:class:`~avbvi.annealed.DatumDensity`).
-        args, model_kwargs: its arguments.
+        *args: the model's arguments.
+        model_kwargs: its keyword arguments.
         guide: start from Gaussians with the moments of this guide's (or posterior's) draws by datum, with 1.2 times
             its covariance. Far fewer temperatures give the same accuracy: on digits with 16 latents 50 of them had a
             standard error of .015, from the prior 1000 had .019.
@@ -97,11 +98,29 @@ def annealed_importance_sampling(
 
     On CUDA a temperature is captured as a graph and replayed, where the model allows it; if not, the reason is logged.
 
+    Returns:
+        Log-evidence of each datum (B,) in nats, with what tells how far it can be trusted.
+
     Raises:
         ModelError: the model can't be treated so, or a LogDensity without start and guide: it has no prior.
         TypeError, ValueError: an argument of the wrong kind or out of its range.
         NonFiniteError: a datum has density zero, infinity or NaN wherever its chains start.
         CheckpointError: the file is damaged or belongs to another run.
+
+    Example:
+        Data x = z + noise with z and noise standard normal: x is N(0, 2), and log p(1) = -1.516 nats.
+
+        >>> import avbvi, torch
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> evidence = avbvi.annealed_importance_sampling(
+        ...     model, torch.ones(1), temperatures=avbvi.LinearTemperatures(20), chains=200, seed=0, progress=False
+        ... )
+        >>> abs(evidence.mean.value + 1.516) < 0.02
+        True
 
     Source: Neal (2001), Annealed importance sampling, Statistics and Computing 11; Wu, Burda, Salakhutdinov and Grosse
     (2017), On the quantitative analysis of decoder-based generative models, ICLR.
@@ -146,9 +165,34 @@ def bidirectional_sandwich(
     A guide, or a start that is a function, is asked about the simulated data, which take the place of the model's first
     tensor argument.
 
+    Args:
+        model: a Pyro model, or an object with ``batch``, ``dim`` and ``log_joint``.
+        *args: the model's arguments, which give the shapes of the data.
+        model_kwargs: its keyword arguments.
+        guide: start from Gaussians with the moments of this guide's draws by datum.
+        start: start from another density; without guide and start, the prior.
+        temperatures: the schedule; ``SigmoidTemperatures(1000)`` by default.
+        chains: how many by datum, in each direction.
+        leapfrog_steps: by transition.
+        target_acceptance: mean acceptance probability that the step sizes aim at.
+        batch_size: the most data at once.
+        seed: of everything random; ``None`` draws from the caller's generators.
+        device: where to run.
+        progress: show a bar.
+        checkpoint: a file to go on from.
+        vectorize: ``False`` runs a model that does not broadcast over an outer plate draw by draw (slow).
+        chains_at_once: the most chains whose activations are in memory together.
+        precision: evaluate the joint density in lower precision while chains move.
+        first_datum: number of the first datum, by which its noise is keyed.
+
+    Returns:
+        Lower and upper bounds of each datum's log-evidence (B,) in nats.
+
     Raises:
         ModelError: as :func:`annealed_importance_sampling`; or a model that can't be simulated, or is random besides
             its latents; or simulated data that can't be put into the model's arguments, where a start needs them.
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range.
 
     Source: Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo;
     Wu et al. (2017), section 3.3.

@@ -11,14 +11,22 @@ from ..arguments import integer, positive_number
 
 
 class Temperatures(ABC):
-    """A schedule 0 = beta_0 < beta_1 < ... < beta_n = 1 of inverse temperatures."""
+    """A schedule 0 = beta_0 < beta_1 < ... < beta_n = 1 of inverse temperatures.
+
+    Args:
+        count: n, the number of intermediate steps.
+
+    Raises:
+        TypeError: count is no integer.
+        ValueError: it is not positive.
+    """
 
     def __init__(self, count: int) -> None:
         self.count: int = integer("count", count, 1)
 
     @abstractmethod
     def betas(self) -> Tensor:
-        """The n + 1 inverse temperatures, float64 on the CPU: increasing, the first 0 and the last 1."""
+        """The inverse temperatures (n + 1,), float64 on the CPU: increasing, the first 0 and the last 1."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
@@ -29,6 +37,11 @@ class LinearTemperatures(Temperatures):
 
     Args:
         count: n, the number of intermediate steps.
+
+    Example:
+        >>> from avbvi import LinearTemperatures
+        >>> LinearTemperatures(4).betas().tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
     """
 
     def betas(self) -> Tensor:
@@ -44,6 +57,11 @@ class SigmoidTemperatures(Temperatures):
 
     Raises:
         TypeError, ValueError: a count that is no positive integer, a rate that is not positive and finite.
+
+    Example:
+        >>> from avbvi import SigmoidTemperatures
+        >>> [round(beta, 2) for beta in SigmoidTemperatures(4).betas().tolist()]
+        [0.0, 0.1, 0.5, 0.9, 1.0]
 
     Source: Grosse, Maddison and Salakhutdinov (2013), Annealing between distributions by averaging moments, NIPS;
     with rate 4 in Wu, Burda, Salakhutdinov and Grosse (2017), On the quantitative analysis of decoder-based

@@ -24,9 +24,12 @@ BINS = 15
 class Reliability:
     """Predicted probability that a draw is q's against how often it was, by bins of equal width.
 
-    Shapes (bins,): ``predicted`` mean of sigmoid(T) in the bin, ``observed`` share of q's draws, ``counts`` number of
-    draws of both; NaN in empty bins. ``error`` is the expected calibration error, the mean of |observed - predicted|
-    over draws: 0 for the exact T up to noise of about sqrt(bins / n).
+    Attributes:
+        predicted: mean of sigmoid(T) in the bin (bins,), a probability; NaN in empty bins.
+        observed: share of q's draws in the bin (bins,); NaN in empty bins.
+        counts: number of draws of both in the bin (bins,).
+        error: expected calibration error, the mean of |observed - predicted| over draws: 0 for the exact T up to noise
+            of about sqrt(bins / n).
 
     Source: Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks, ICML.
     """
@@ -38,10 +41,30 @@ class Reliability:
 
 
 def reliability(t_q: Tensor, t_r: Tensor, bins: int = BINS) -> Reliability:
-    """Reliability of T = log q - log r at held-out draws of q (n,) and of r (m,), both laws with equal weight.
+    """Reliability of T = log q - log r at held-out draws, both laws with equal weight.
+
+    Args:
+        t_q: T at draws of q (n,), in nats.
+        t_r: T at draws of r (m,), in nats.
+        bins: number of bins of the predicted probability.
+
+    Returns:
+        Probabilities and shares by bin, with the calibration error.
 
     Raises:
         ValueError: no draws of one kind, or fewer than one bin.
+
+    Example:
+        The exact T of two normals one standard deviation apart, and the same made overconfident:
+
+        >>> import torch
+        >>> from avbvi.diagnostics import reliability
+        >>> _ = torch.manual_seed(0)
+        >>> t_q, t_r = torch.randn(20_000) + 0.5, torch.randn(20_000) - 0.5  # T(z) = z for means of +-1/2
+        >>> reliability(t_q, t_r).error < 0.02, reliability(3 * t_q, 3 * t_r).error > 0.1
+        (True, True)
+
+    Source: Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks, ICML.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, found {bins}")
@@ -65,9 +88,13 @@ def reliability(t_q: Tensor, t_r: Tensor, bins: int = BINS) -> Reliability:
 class Calibration:
     """How well a guide's adversary does on held-out draws, beside one trained anew.
 
-    ``cross_entropy`` of the guide's T (nats per draw; chance is log 2) and ``fresh_cross_entropy`` of the new one;
-    ``excess`` is the former less the latter, with the standard error of the pairs: clearly positive where the guide's T
-    misses something. ``log_weights`` (n,) are log p - log q by the new T at the held-out draws of q.
+    Attributes:
+        reliability: of the guide's T.
+        cross_entropy: of the guide's T, in nats per draw; chance is log 2.
+        fresh_cross_entropy: of the new T, in nats per draw.
+        excess: the former less the latter, with the standard error of the pairs: clearly positive where the guide's T
+            misses something.
+        log_weights: log p - log q (n,) by the new T at the held-out draws of q, in nats.
     """
 
     reliability: Reliability
@@ -88,8 +115,14 @@ def calibrate(guide: AVBGuide, target: UnconstrainedTarget, n: int = 4000) -> Ca
         target: what it approximates.
         n: draws of each kind.
 
+    Returns:
+        Reliability, cross-entropies in nats per draw, and log weights (n,).
+
     Raises:
         ValueError: the guide is in the trunk's stage, where log q is exact.
+
+    Source: Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks, ICML; the fresh adversary
+    is this project's.
     """
     if not guide.is_adversarial:
         raise ValueError("guide is in its trunk's stage, where log q is exact and no adversary is in force")

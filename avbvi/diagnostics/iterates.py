@@ -28,6 +28,9 @@ class Iterates:
 
     Raises:
         ValueError: fewer than one record or two draws.
+
+    Source: Dhaka, Catalina, Andersen, Magnusson, Huggins and Vehtari (2020), Robust, accurate stochastic optimization
+    for variational inference, NeurIPS: moments along the run, judged by :func:`agreement`.
     """
 
     def __init__(self, records: int = RECORDS, draws: int = DRAWS) -> None:
@@ -41,9 +44,10 @@ class Iterates:
         self._stages: list[int] = []
 
     def update(self, guide: AVBGuide, progress: float) -> None:
-        """Take a record if its time has come; ``progress`` is the share of the run that is done, in [0, 1].
+        """Take a record of a guide if its time has come.
 
-        Later steps are as if nobody had looked: the random state is restored.
+        ``progress`` is the share of the run that is done, in [0, 1]; ``guide`` is set up. Later steps are as if nobody
+        had looked: the random state is restored.
         """
         if progress * self.records < self._due:
             return
@@ -64,7 +68,7 @@ class Iterates:
         return {"due": self._due, "moments": list(self._moments), "stages": list(self._stages)}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore ``state``, what :meth:`state_dict` gave."""
         due, moments, stages = state["due"], state["moments"], state["stages"]
         assert isinstance(due, int)
         assert isinstance(moments, list)
@@ -73,10 +77,12 @@ class Iterates:
 
 
 class Agreement(NamedTuple):
-    """Of the two halves of iterates: R-hat (2, dim) of means and sds, and the drift (2, dim) between the halves.
+    """How the two halves of iterates agree, of means (first row) and standard deviations (second row).
 
-    The drift of a mean is in standard deviations, that of an sd in logarithms; ``stderr`` (2, dim) is its error if
-    records were independent.
+    Attributes:
+        rhat: R-hat (2, dim), dimensionless; 1 where the halves agree.
+        drift: from the earlier half to the later (2, dim): of a mean in standard deviations, of an sd in logarithms.
+        stderr: error of the drift (2, dim) if records were independent.
     """
 
     rhat: Tensor
@@ -90,8 +96,25 @@ def agreement(iterates: Tensor) -> Agreement:
     R-hat is rank-normalised and split, with the two halves as chains. It rises with any trend that stands out of
     the draws' noise, however small; the drift says whether it matters.
 
+    Args:
+        iterates: of :meth:`Iterates.last_half`, (n, 2, dim).
+
+    Returns:
+        R-hat and drift (2, dim) with its error.
+
     Raises:
         ValueError: another shape, or fewer than 16 records.
+
+    Example:
+        Means that move by one standard deviation in the second half of 32 records:
+
+        >>> import torch
+        >>> from avbvi.diagnostics import agreement
+        >>> _ = torch.manual_seed(0)
+        >>> means = torch.cat([torch.zeros(16, 1), torch.ones(16, 1)]) + 0.05 * torch.randn(32, 1)
+        >>> found = agreement(torch.stack([means, torch.ones(32, 1)], 1))
+        >>> round(float(found.drift[0, 0]), 1), bool(found.rhat[0, 0] > 1.5)
+        (1.0, True)
 
     Source: Dhaka, Catalina, Andersen, Magnusson, Huggins and Vehtari (2020), Robust, accurate stochastic optimization
     for variational inference, NeurIPS, section 4: R-hat of iterates.

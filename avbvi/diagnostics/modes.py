@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModeShares:
-    """Weights (M,) of the modes found at the start, by their importance-weighted evidence, and shares (M,) of draws.
+    """The modes that the start found: how much each should hold, and how many draws it got.
 
     A point belongs to a mode by the responsibilities of the Laplace approximations: rough where modes overlap.
+
+    Attributes:
+        weights: of the M modes (M,), by their importance-weighted evidence; they sum to 1.
+        shares: of the draws (M,); they sum to 1.
     """
 
     weights: Tensor
@@ -37,7 +41,15 @@ class ModeShares:
 
 @torch.no_grad()
 def mode_shares(guide: AVBGuide, z: Tensor) -> ModeShares | None:
-    """Shares of the draws z (n, dim), unconstrained, by mode; ``None`` if the start found fewer than two."""
+    """Shares of a guide's draws by the modes that its start found.
+
+    Args:
+        guide: set up and started.
+        z: unconstrained draws (n, dim); those that are not finite are left out.
+
+    Returns:
+        The modes' weights and shares (M,); ``None`` if the start found fewer than two, or no draw is finite.
+    """
     if guide.modes is None or len(guide.modes.locs) < 2:
         return None
     inside = z[torch.isfinite(z).all(-1)]

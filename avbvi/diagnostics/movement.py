@@ -38,9 +38,16 @@ TRAJECTORY = 0.5 * math.pi
 class Movement:
     """Draws in the coordinates of the chains, before and after HMC, and what can be said of both.
 
-    Shapes: before, after (n, dim); log_p_before, log_p_after and log_weight_before, log_weight_after (n,), the latter
-    log p - log q (exact or learned), NaN where log q is not known. ``acceptance`` is the mean over the second half.
-    ``z_before`` and ``z_after`` (n, dim) are the same draws in the model's unconstrained coordinates.
+    Attributes:
+        before: the draws (n, dim).
+        after: the same chains moved (n, dim).
+        log_p_before: log p (n,) in nats, up to a constant.
+        log_p_after: the same of the moved draws (n,).
+        log_weight_before: log p - log q (n,) in nats, exact or learned; NaN where log q is not known.
+        log_weight_after: the same of the moved draws (n,).
+        acceptance: mean rate of acceptance over the second half.
+        z_before: ``before`` in the model's unconstrained coordinates (n, dim); ``None`` where not kept.
+        z_after: ``after`` in the same (n, dim).
     """
 
     before: Tensor
@@ -70,9 +77,14 @@ class Movement:
 class MomentShift:
     """The largest changes of moments over all directions, found on one half of the chains and measured on the other.
 
-    ``mean`` is the shift of the mean in standard deviations of the moved draws, ``narrowest`` the smallest and
-    ``widest`` the largest ratio of standard deviations, before over after: below 1 the fit is too narrow. ``shifts``
-    and ``ratios`` (dim,), with ``shift_errors`` and ``ratio_errors``, are the same of each coordinate.
+    Attributes:
+        mean: shift of the mean, in standard deviations of the moved draws.
+        narrowest: the smallest ratio of standard deviations, before over after: below 1 the fit is too narrow.
+        widest: the largest such ratio.
+        shifts: of each coordinate's mean (dim,), in its standard deviations.
+        shift_errors: their standard errors (dim,).
+        ratios: of each coordinate's standard deviations (dim,).
+        ratio_errors: their standard errors (dim,).
     """
 
     mean: Estimate
@@ -101,6 +113,9 @@ def move(
         target: what it approximates.
         chains: number of draws; fewer where one gradient of all of them takes more than 0.15 s.
         transitions: HMC transitions per chain; the step size is adapted in the first half.
+
+    Returns:
+        The draws before and after (n, dim), with their log-densities (n,) in nats.
 
     Raises:
         ValueError: fewer than 10 draws of finite density.
@@ -170,7 +185,22 @@ def moment_shift(before: Tensor, after: Tensor) -> MomentShift:
     are not selected on their own noise. Standard errors are those of the pairs (delta method for the ratios).
 
     Args:
-        before, after: the same chains (n, dim), n >= 20.
+        before: the chains (n, dim), n >= 20.
+        after: the same chains, moved (n, dim).
+
+    Returns:
+        Shifts in standard deviations and ratios of standard deviations, with their errors.
+
+    Example:
+        Draws of half the standard deviation, and the same after they have been widened and shifted:
+
+        >>> import torch
+        >>> from avbvi.diagnostics import moment_shift
+        >>> _ = torch.manual_seed(0)
+        >>> z = torch.randn(1000, 2)
+        >>> found = moment_shift(0.5 * z, z + torch.tensor([1.0, 0.0]))
+        >>> round(float(found.shifts[0]), 1), round(float(found.ratios[0]), 1)
+        (1.0, 0.5)
     """
     x, y = before.double(), after.double()
     halves = (slice(0, None, 2), slice(1, None, 2))

@@ -26,11 +26,17 @@ HMC_CHAINS = 4000
 class StageComparison:
     """Trunk against adversarial stage, judged by a reference sample.
 
-    ``difference`` is the energy distance to the reference of the adversarial stage minus that of the
-    trunk (negative: the adversarial stage is better), in the trunk's base coordinates with the
-    standardised log weight as one more coordinate. ``classifier_excess`` is the accuracy with which a
-    classifier tells the adversarial stage from the reference, less the same for the trunk; ``None`` where the
-    energy distance had already decided for the trunk.
+    Energy distances are in the trunk's base coordinates, with the standardised log weight as one more coordinate.
+
+    Attributes:
+        keep_adversarial: whether the adversarial stage is kept.
+        difference: energy distance to the reference of the adversarial stage minus that of the trunk; negative where
+            the adversarial stage is better.
+        trunk_distance: energy distance of the trunk to the reference.
+        k_hat: shape of the tail of the trunk's importance weights.
+        reference: where the reference sample is from, in words.
+        classifier_excess: accuracy with which a classifier tells the adversarial stage from the reference, less the
+            same for the trunk; ``None`` where the energy distance had already decided for the trunk.
     """
 
     keep_adversarial: bool
@@ -47,10 +53,20 @@ def choose_stage(guide: AVBGuide, target: UnconstrainedTarget, n: int = 20_000) 
 
     The reference sample is the trunk's draws resampled by their exact, Pareto-smoothed importance weights
     where k-hat < 0.7; otherwise draws of both stages in equal numbers, moved by a short batched HMC. The
-    adversarial stage is kept only if its energy distance to the reference (Szekely and Rizzo 2013) is smaller
-    by more than two standard errors over blocks, and a classifier (Lopez-Paz and Oquab 2017), sharper on local
-    errors, tells it from the reference no better than the trunk, to one standard error. The learned ELBO,
-    biased upward, takes no part.
+    adversarial stage is kept only if its energy distance to the reference is smaller by more than two standard
+    errors over blocks, and a classifier, sharper on local errors, tells it from the reference no better than the
+    trunk, to one standard error. The learned ELBO, biased upward, takes no part.
+
+    Args:
+        guide: set up, trained in both stages.
+        target: what it approximates.
+        n: draws of each stage.
+
+    Returns:
+        Which stage to keep, with the figures that say so.
+
+    Source: the rule is this project's; energy distance Szekely and Rizzo (2013), Energy statistics, J. Stat. Plan.
+    Inference 143; classifier Lopez-Paz and Oquab (2017), Revisiting classifier two-sample tests, ICLR.
     """
     trunk, log_weight = trunk_weights(guide, target, n)
     sampler = guide.part("sampler")

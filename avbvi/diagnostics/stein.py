@@ -20,6 +20,18 @@ def stein_matrix(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> tuple[
     that vanishes at infinity (Stein's identity). For Gaussians of covariances S (posterior) and C (q) it is
     S^-1 C, whose eigenvalues are the squared ratios of standard deviations over all directions. It needs no
     density of q, and can't see a mode that q lacks.
+
+    Args:
+        guide: set up, in its final stage.
+        target: what it approximates.
+        n: number of draws.
+
+    Returns:
+        The matrix (dim, dim), dimensionless, float64; and the size of its noise, a scalar.
+
+    Source: Stein (1972), A bound for the error in the normal approximation to the distribution of a sum of dependent
+    random variables, Proc. 6th Berkeley Symposium 2; as a judge of samples Gorham and Mackey (2015), Measuring sample
+    quality with Stein's method, NeurIPS.
     """
     base = guide.draw_base(n)
     with torch.enable_grad():

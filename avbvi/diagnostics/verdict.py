@@ -35,10 +35,20 @@ SUPPORT = "declare a support for constrained latents, and look for overflow in t
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a fit is to be trusted: ``status`` is "ok", "suspect" or "failed", with reasons in words.
+    """Whether a fit is to be trusted, with reasons in words.
 
-    Doubts come first among the reasons, then what to try, then what was found in order. ``figures`` holds the numbers
-    behind the reasons. A mode that no start found can't be missed by any of the checks.
+    A mode that no start found can't be missed by any of the checks.
+
+    Args:
+        status: "ok", "suspect" or "failed".
+        reasons: in words: doubts first, then what to try, then what was found in order.
+        figures: the numbers behind the reasons, by name.
+
+    Example:
+        >>> from avbvi import Verdict
+        >>> print(Verdict("ok", ["a short HMC leaves the draws where they are"]))
+        verdict: ok
+          - a short HMC leaves the draws where they are
     """
 
     status: str
@@ -64,14 +74,17 @@ class Findings:
         self.advice: list[str] = []
 
     def doubt(self, reason: str, *advice: str, failed: bool = False) -> None:
+        """Note a ``reason`` for doubt, or for failure if ``failed``, and what to try (``advice``)."""
         self.level = max(self.level, 2 if failed else 1)
         self.doubts.append(reason)
         self.advice += [tip for tip in advice if tip not in self.advice]
 
     def figure(self, name: str, estimate: Estimate) -> None:
+        """Note the value of ``estimate`` under ``name`` and its standard error under ``name`` with "_stderr"."""
         self.figures[name], self.figures[f"{name}_stderr"] = float(estimate.value), float(estimate.stderr)
 
     def verdict(self) -> Verdict:
+        """The verdict on all that was found."""
         tried = [f"try: {'; or '.join(self.advice)}"] if self.advice else []
         return Verdict(STATUSES[self.level], [*self.doubts, *tried, *self.remarks], self.figures)
 
@@ -102,6 +115,11 @@ def judge(
             adversary, a tenth for the chains.
         iterates: means and sds of the draws (records, 2, dim) at even times of the last part of the run.
         evidence: where to keep the draws and weights that the verdict is based on.
+
+    Returns:
+        The verdict, with its reasons and figures.
+
+    Source: this project's choice of checks; each names its own source.
     """
     found, kept = Findings(), evidence or Evidence()
     found.figures |= {"skipped_steps": float(skipped), "adversarial": float(guide.is_adversarial)}

@@ -22,39 +22,61 @@ class AlphaDivergence(Protocol):
 
     @property
     def alpha(self) -> float:
-        """The order."""
+        """The order, dimensionless: the share of q's log-density in the integral."""
 
     def of_integral(self, integral: Tensor) -> Tensor:
-        """The divergence for values of I(alpha)."""
+        """The divergence for values of the integral I(alpha), of any shape; the result has the same shape."""
 
 
 @dataclass(frozen=True)
 class Renyi:
-    """Renyi's divergence log I(alpha) / (alpha - 1), in nats; KL(q, p) in the limit alpha = 1. ITE: BDRenyi_KnnK."""
+    """Renyi's divergence log I(alpha) / (alpha - 1), in nats; KL(q, p) in the limit alpha = 1.
+
+    Args:
+        alpha: the order, not 1.
+
+    Source: Renyi (1961), On measures of entropy and information, Proc. 4th Berkeley Symposium 1. ITE: BDRenyi_KnnK.
+    """
 
     alpha: float = 0.5
 
     def of_integral(self, integral: Tensor) -> Tensor:
-        """log I / (alpha - 1)."""
+        """log I / (alpha - 1), of the same shape as ``integral``."""
         return integral.log() / (self.alpha - 1.0)
 
 
 @dataclass(frozen=True)
 class Tsallis:
-    """Tsallis' divergence (I(alpha) - 1) / (alpha - 1); KL(q, p) in the limit alpha = 1. ITE: BDTsallis_KnnK."""
+    """Tsallis' divergence (I(alpha) - 1) / (alpha - 1), dimensionless; KL(q, p) in the limit alpha = 1.
+
+    Args:
+        alpha: the order, not 1.
+
+    Source: Tsallis (1998), Generalized entropy-based criterion for consistent testing, Phys. Rev. E 58.
+    ITE: BDTsallis_KnnK.
+    """
 
     alpha: float = 0.5
 
     def of_integral(self, integral: Tensor) -> Tensor:
-        """(I - 1) / (alpha - 1)."""
+        """(I - 1) / (alpha - 1), of the same shape as ``integral``."""
         return (integral - 1.0) / (self.alpha - 1.0)
 
 
 @dataclass(frozen=True)
 class Hellinger:
-    """Hellinger's distance sqrt(1 - I(1/2)), between 0 and 1. ITE: BDHellinger_KnnK.
+    """Hellinger's distance sqrt(1 - I(1/2)), dimensionless, between 0 and 1.
 
     Where the estimate of I exceeds 1, by noise, the distance is given as 0 (ITE: the root of the excess).
+
+    Args:
+        alpha: the order, 1/2.
+
+    Raises:
+        ValueError: another order.
+
+    Source: Hellinger (1909), Neue Begruendung der Theorie quadratischer Formen von unendlichvielen Veraenderlichen,
+    J. Reine Angew. Math. 136. ITE: BDHellinger_KnnK.
     """
 
     alpha: float = 0.5
@@ -63,13 +85,23 @@ class Hellinger:
         _check_half(self)
 
     def of_integral(self, integral: Tensor) -> Tensor:
-        """sqrt(1 - I)."""
+        """sqrt(1 - I), of the same shape as ``integral``."""
         return (1.0 - integral).clamp_min(0.0).sqrt()
 
 
 @dataclass(frozen=True)
 class Bhattacharyya:
-    """Bhattacharyya's distance -log I(1/2), in nats. ITE: BDBhattacharyya_KnnK."""
+    """Bhattacharyya's distance -log I(1/2), in nats.
+
+    Args:
+        alpha: the order, 1/2.
+
+    Raises:
+        ValueError: another order.
+
+    Source: Bhattacharyya (1943), On a measure of divergence between two statistical populations defined by their
+    probability distributions, Bull. Calcutta Math. Soc. 35. ITE: BDBhattacharyya_KnnK.
+    """
 
     alpha: float = 0.5
 
@@ -77,7 +109,7 @@ class Bhattacharyya:
         _check_half(self)
 
     def of_integral(self, integral: Tensor) -> Tensor:
-        """-log I."""
+        """-log I, of the same shape as ``integral``."""
         return -integral.log()
 
 
@@ -101,13 +133,31 @@ def knn_alpha_divergence(
     wider tails than p, and the standard error is then too small.
 
     Args:
-        x, y, k, chunk_size, memory: as in :func:`knn_kl`.
+        x: draws of q (n, d), n >= k + 1; tensor (CPU or CUDA) or array, any real dtype.
+        y: draws of p (m, d), m >= k; m may differ from n. Moved to x's device.
         divergence: ``Renyi(alpha)``, ``Tsallis(alpha)``, ``Hellinger()``, ``Bhattacharyya()``, or an object with an
             ``alpha`` and ``of_integral``.
+        k: number of the neighbour; small values are the least biased.
+        chunk_size: rows in a tile where no tree is used, as in :func:`knn_kl`.
+        memory: bytes that a tile may take, as in :func:`knn_kl`.
+
+    Returns:
+        The divergence with its standard error, in nats for Renyi's and Bhattacharyya's, dimensionless for the others.
 
     Raises:
-        TypeError, ValueError: as in :func:`knn_kl`; alpha = 1 (use :func:`knn_kl`), or |alpha - 1| >= k, for
-            which B is infinite.
+        TypeError: as in :func:`knn_kl`, or ``divergence`` is no such object.
+        ValueError: as in :func:`knn_kl`; alpha = 1 (use :func:`knn_kl`), or |alpha - 1| >= k, for which B is
+            infinite.
+
+    Example:
+        Normals one standard deviation apart have I(1/2) = exp(-1/8), so Bhattacharyya's distance is 1/8.
+
+        >>> import torch
+        >>> from avbvi.divergences import Bhattacharyya, knn_alpha_divergence
+        >>> _ = torch.manual_seed(0)
+        >>> distance = knn_alpha_divergence(torch.randn(4000, 1), 1.0 + torch.randn(4000, 1), Bhattacharyya())
+        >>> abs(distance.value - 0.125) < 0.05
+        True
 
     Source: Poczos and Schneider (2011), On the estimation of alpha-divergences, AISTATS.
     """

@@ -146,6 +146,13 @@ def density_features(log_prob: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
     Raises:
         TypeError: log_prob can't be called or, when called, returns no tensor.
         ValueError: when called, if log_prob returns another shape than (k,), or no gradient.
+
+    Example:
+        >>> import torch
+        >>> from avbvi.divergences import density_features
+        >>> features = density_features(lambda z: -0.5 * z.square().sum(-1))
+        >>> features(torch.tensor([[1.0, 2.0]]))
+        tensor([[-2.5000, -1.0000, -2.0000]])
     """
 
     function("log_prob", log_prob)

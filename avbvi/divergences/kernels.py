@@ -30,7 +30,12 @@ _RadialKernel = Callable[[Tensor], Tensor]
 class MMDTest(NamedTuple):
     """A squared maximum mean discrepancy with its standard error and permutation p-value.
 
-    ``float(test)`` is the value. It has no unit; ``p_value`` is NaN where no permutations were made.
+    ``float(test)`` is the value.
+
+    Attributes:
+        value: the squared discrepancy, dimensionless; the unbiased estimate may be negative.
+        stderr: its standard error.
+        p_value: of the hypothesis that both samples have one law; NaN where no permutations were made.
     """
 
     value: float
@@ -147,7 +152,7 @@ def energy_distance(x: Draws, y: Draws, *, chunk_size: int | None = None) -> Est
             8 * chunk_size^2 bytes. By default 256 (CPU) or 4096 (CUDA).
 
     Returns:
-        The distance with its standard error, evaluated in float64.
+        The distance with its standard error, both in the units of the draws, evaluated in float64.
 
     Raises:
         TypeError: x or y is no tensor or array of real numbers, or chunk_size is no integer.

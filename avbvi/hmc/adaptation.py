@@ -27,7 +27,7 @@ class Metric(ABC):
 
     @abstractmethod
     def pull(self, gradient: Tensor) -> Tensor:
-        """L^T g for each row: (n, dim) -> (n, dim)."""
+        """L^T g for each row g of ``gradient``: (n, dim) -> (n, dim)."""
 
     @abstractmethod
     def whiten(self, z: Tensor) -> Tensor:
@@ -35,7 +35,11 @@ class Metric(ABC):
 
 
 class DiagonalMetric(Metric):
-    """Diagonal L, given by its diagonal (dim,)."""
+    """A diagonal L.
+
+    Args:
+        scales: its diagonal (dim,), in the units of the coordinates.
+    """
 
     def __init__(self, scales: Tensor) -> None:
         self.scales = scales
@@ -51,7 +55,11 @@ class DiagonalMetric(Metric):
 
 
 class DenseMetric(Metric):
-    """Lower-triangular L (dim, dim)."""
+    """A lower-triangular L.
+
+    Args:
+        factor: L (dim, dim), its rows in the units of the coordinates.
+    """
 
     def __init__(self, factor: Tensor) -> None:
         self.factor = factor
@@ -106,11 +114,14 @@ class Mass(ABC):
 
     @abstractmethod
     def metric(self, moments: Moments, like: Tensor) -> Metric:
-        """The metric for these moments, with dtype and device of ``like``."""
+        """The metric for these moments, with dtype and device of ``like``, of any shape."""
 
 
 class DiagonalMass(Mass):
-    """Inverse mass: the variances of the coordinates. Cheap, and all that few chains can tell."""
+    """Inverse mass: the variances of the coordinates. Cheap, and all that few chains can tell.
+
+    Source: Neal (2011), MCMC using Hamiltonian dynamics, Handbook of MCMC, section 5.4.1.
+    """
 
     def metric(self, moments: Moments, like: Tensor) -> Metric:
         return DiagonalMetric(_scales(moments.variance()).to(like))
@@ -120,6 +131,8 @@ class DenseMass(Mass):
     """Inverse mass: the covariance, which removes linear correlation; asks for more chains than dimensions.
 
     The correlations are multiplied by count / (count + dim / 10), so that few states give a proper matrix.
+
+    Source: Neal (2011), MCMC using Hamiltonian dynamics, Handbook of MCMC, section 5.4.1; the factor is this project's.
     """
 
     dense = True

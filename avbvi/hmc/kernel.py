@@ -19,7 +19,13 @@ DIVERGENCE_THRESHOLD = 1000.0
 
 
 class ChainState(NamedTuple):
-    """Positions z (n, dim) of all chains with log-density (n,) and its gradient (n, dim) there."""
+    """Where all chains are.
+
+    Attributes:
+        z: positions (n, dim).
+        log_prob: log-density there (n,), in nats up to a constant.
+        gradient: of the log-density there (n, dim).
+    """
 
     z: Tensor
     log_prob: Tensor
@@ -29,9 +35,13 @@ class ChainState(NamedTuple):
 class Transition(NamedTuple):
     """One Metropolis transition of all chains.
 
-    ``state`` is the new state, ``probability`` (n,) that of acceptance, ``accepted`` and ``divergent`` (n,) are flags,
-    ``proposed`` (n, dim) is the end of the trajectory (the start, if it left the support) and ``momentum`` (n, dim) the
-    whitened momentum there.
+    Attributes:
+        state: the new state.
+        probability: of acceptance (n,).
+        accepted: whether the proposal was (n,).
+        divergent: whether the trajectory diverged (n,).
+        proposed: end of the trajectory (n, dim); the start, if it left the support.
+        momentum: whitened momentum there (n, dim).
     """
 
     state: ChainState
@@ -43,7 +53,15 @@ class Transition(NamedTuple):
 
 
 def evaluate(log_prob: LogDensityFunction, z: Tensor) -> ChainState:
-    """log_prob and its gradient at z (n, dim); a NaN of log_prob counts as -inf, a density of zero."""
+    """A log-density and its gradient at some points; a NaN counts as -inf, a density of zero.
+
+    Args:
+        log_prob: (n, dim) -> (n,), differentiable.
+        z: the points (n, dim).
+
+    Returns:
+        The points with log-density (n,) and gradient (n, dim).
+    """
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
         value = log_prob(leaf)
@@ -110,6 +128,9 @@ def hmc_step(
         metric: inverse mass.
         generator: of the momenta and acceptances; torch's global one by default.
 
+    Returns:
+        The new state, with the probability of acceptance (n,) and what was proposed (n, dim).
+
     Source: Neal (2011), MCMC using Hamiltonian dynamics, Handbook of MCMC, chapter 5.
     """
     momentum = _like(torch.randn, state.z, generator)
@@ -150,7 +171,10 @@ class Jump(ABC):
     def step(
         self, log_prob: LogDensityFunction, state: ChainState, generator: torch.Generator | None
     ) -> tuple[ChainState, Tensor]:
-        """New states and acceptance probabilities (n,), by one evaluation; leaves exp(log_prob) invariant."""
+        """New states and acceptance probabilities (n,), by one evaluation; leaves exp(log_prob) invariant.
+
+        ``state`` is that of all chains, ``generator`` that of what is random.
+        """
 
     @abstractmethod
     def observe(self, states: Tensor) -> None:

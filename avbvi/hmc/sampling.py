@@ -39,11 +39,18 @@ _STUCK_SHARE = 0.1
 class HMCRun:
     """Draws of a run of HMC and how they came about.
 
-    Shapes: draws (chains, draws, dim); log_prob, acceptance (mean over the transitions between kept draws) and
-    diverging (whether one of these diverged) (chains, draws). ``divergences`` counts divergent transitions of single
-    chains after the warm-up. ``trajectory_length`` is step size times leapfrog steps in units of the metric before
-    jitter, ``leapfrog_steps`` their mean number per transition after the warm-up. ``gradient_evaluations`` counts
-    batched ones, warm-up included; ``jump_acceptance`` is NaN without a jump.
+    Attributes:
+        draws: kept draws (chains, draws, dim).
+        log_prob: log-density there (chains, draws), in nats up to a constant.
+        acceptance: mean rate over the transitions between kept draws (chains, draws).
+        diverging: whether one of these diverged (chains, draws).
+        divergences: divergent transitions of single chains after the warm-up.
+        step_size: in units of the metric.
+        trajectory_length: step size times leapfrog steps, in units of the metric before jitter.
+        leapfrog_steps: their mean number per transition after the warm-up.
+        gradient_evaluations: batched ones, warm-up included.
+        metric: inverse mass.
+        jump_acceptance: share of jumps that were accepted; NaN without a jump.
     """
 
     draws: Tensor
@@ -306,7 +313,13 @@ def _mass_updates(warmup: int) -> set[int]:
 
 
 class Chains(NamedTuple):
-    """Final states (n, dim) of all chains, mean acceptance probability and the step size reached."""
+    """Where a short run of HMC ended.
+
+    Attributes:
+        states: final states of all chains (n, dim).
+        acceptance: mean acceptance probability of the last transition.
+        step_size: the one reached, in units of the coordinates' standard deviations.
+    """
 
     states: Tensor
     acceptance: float
@@ -322,7 +335,7 @@ def short_hmc(
     leapfrog_steps: int = 8,
     target_acceptance: float = 0.8,
 ) -> Chains:
-    """Move many chains by a few HMC steps each, to remove local errors of a sample (Neal 2011).
+    """Move many chains by a few HMC steps each, to remove local errors of a sample.
 
     The step size is adapted in the first half and fixed in the second, so that the second half leaves the
     target invariant. Chains do not cross between separated modes: their weights stay as they are.
@@ -333,6 +346,26 @@ def short_hmc(
         steps: transitions per chain.
         leapfrog_steps: gradient evaluations per transition.
         target_acceptance: mean acceptance probability aimed at.
+
+    Returns:
+        The final states (n, dim), with acceptance and step size.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: states of another shape or fewer than two, fewer than one step, or an acceptance outside (0, 1).
+
+    Example:
+        Draws that are half as wide as the standard normal, before and after:
+
+        >>> import torch
+        >>> from avbvi.hmc import short_hmc
+        >>> _ = torch.manual_seed(0)
+        >>> states = 0.5 * torch.randn(2000, 2)
+        >>> moved = short_hmc(lambda z: -0.5 * z.square().sum(-1), states).states
+        >>> round(float(states.std()), 1), round(float(moved.std()), 1)
+        (0.5, 1.0)
+
+    Source: Neal (2011), MCMC using Hamiltonian dynamics, Handbook of MCMC, chapter 5.
     """
     function("log_prob", log_prob)
     instance("states", states, Tensor, "a tensor of starting points (n, dim)")
