@@ -67,6 +67,10 @@ def _replace(path: Path, write: Callable[[Any], object]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
+            # As open() would make it: a temporary file is its owner's alone.
+            mask = os.umask(0o077)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -82,9 +82,7 @@ def number(value: float, digits: int = 3) -> str:
         return "not known"
     if value in (float("inf"), float("-inf")):
         return "∞" if value > 0 else "−∞"
-    text = f"{value:.{digits}g}"
-    if "e" not in text and abs(value) >= 10.0**digits:
-        text = f"{value:.0f}"
+    text = f"{value:.0f}" if 10.0**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
     return text.replace("-", "−")
 
 

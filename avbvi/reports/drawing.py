@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -70,6 +71,7 @@ def _svg(draw: Draw, size: tuple[float, float], *, dark: bool) -> str:
         "axes.facecolor": "none",
         "axes.labelsize": 9,
         "axes.linewidth": 0.7,
+        "axes.prop_cycle": cycler(color=[(DARK if dark else LIGHT).main]),  # each line says its own style
         "figure.facecolor": "none",
         "font.family": ["DejaVu Sans"],
         "font.size": 9,

@@ -33,7 +33,7 @@ def training(run: Run, elbo: float, log_evidence: float, exact: bool) -> Picture
     def draw(figure: Figure, scheme: Scheme) -> None:
         ax = figure.subplots()
         adversarial = step[stage > 0]
-        if len(adversarial):
+        if 0 < len(adversarial) < len(step):
             ax.axvspan(
                 adversarial[0], adversarial[-1], color=scheme.shade, zorder=0, linewidth=0, label="adversarial stage"
             )
@@ -178,6 +178,7 @@ def _spread(ax: Axes, scheme: Scheme, check: PredictiveCheck) -> None:
         ax.vlines(values, low, high, color=scheme.fit_strong, linewidth=1.4, label="90 % of them")
         ax.plot(values, [(y == v).mean() for v in values], "o", color=scheme.reference, label="observed")
         ax.set_ylabel("share")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         low, high = window(y, replications.ravel())
         grid = np.linspace(low, high, 160)

@@ -42,6 +42,16 @@ def verdict_section(material: Material) -> Section:
         blocks.append(Listing("What to try", advice))
     if found:
         blocks.append(Listing("What was found", found))
+    if material.summary.latents is not None:
+        blocks.append(
+            Paragraph(
+                "The verdict comes from fresh draws for the fit's own data and from held-out figures of the adversary. "
+                "It does not see how far q(z | x) is from the posterior; with annealed importance sampling it does: "
+                "posterior.judge(ais=...).",
+                quiet=True,
+            )
+        )
+        return Section("reasons", "Reasons", blocks)
     blocks.append(
         Paragraph(
             "The verdict comes from fresh draws, a short HMC from them, freshly trained networks and importance "
@@ -216,7 +226,7 @@ def run_section(material: Material) -> Section:
     """Which stage was kept and why, and how the run went."""
     run, summary, comparison = material.run, material.summary, material.comparison
     kept = "the trunk, whose density is exact" if summary.exact else "the adversarial stage, whose density is learned"
-    rows = [["stage that was kept", kept]]
+    rows = [["stage that was kept", kept]] if summary.latents is None else [["density", "learned, for each datum"]]
     if comparison is not None:
         difference = with_error(*comparison.difference)
         excess = comparison.classifier_excess
