@@ -63,7 +63,7 @@ def sbc(
 
     Args:
         model: a Pyro model whose priors are proper.
-        *args: its arguments, with data of the right shape.
+        args: its arguments, with data of the right shape.
         model_kwargs: its keyword arguments.
         observed: names of all sites that are data; by default those that are observed with these arguments.
         simulations: number of rounds; with 100 a coverage of 95 % is known to within 4 %.

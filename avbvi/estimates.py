@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
     decimals as the standard error warrants. ``stderr`` is 0 for an exact figure and NaN where
     no error could be estimated.
 
-    Args:
+    Attributes:
         value: the figure.
         stderr: its standard error.
 

@@ -201,7 +201,7 @@ def hmc_posterior(
 
     Args:
         model: a Pyro model, or a :class:`~avbvi.LogDensity`; discrete latents have to be enumerated.
-        *args: the model's arguments.
+        args: the model's arguments.
         model_kwargs: its keyword arguments.
         chains: how many run side by side; one evaluation of a model costs about the same for one or a thousand.
         draws: draws kept per chain, at least four for R-hat.

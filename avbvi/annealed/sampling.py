@@ -67,7 +67,7 @@ def annealed_importance_sampling(
     Args:
         model: a Pyro model, a :class:`~avbvi.LogDensity`, or an object with ``batch``, ``dim`` and ``log_joint``
             (:class:`~avbvi.annealed.DatumDensity`).
-        *args: the model's arguments.
+        args: the model's arguments.
         model_kwargs: its keyword arguments.
         guide: start from Gaussians with the moments of this guide's (or posterior's) draws by datum, with 1.2 times
             its covariance. Far fewer temperatures give the same accuracy: on digits with 16 latents 50 of them had a
@@ -167,7 +167,7 @@ def bidirectional_sandwich(
 
     Args:
         model: a Pyro model, or an object with ``batch``, ``dim`` and ``log_joint``.
-        *args: the model's arguments, which give the shapes of the data.
+        args: the model's arguments, which give the shapes of the data.
         model_kwargs: its keyword arguments.
         guide: start from Gaussians with the moments of this guide's draws by datum.
         start: start from another density; without guide and start, the prior.
