@@ -112,7 +112,7 @@ def complaints(value: Any, *, needs_source: bool = True) -> list[str]:
 
 
 def of_class(cls: type, *, needs_source: bool) -> Iterator[str]:
-    doc = _docstring(cls.__dict__.get("__doc__"))
+    doc = parsed(cls.__dict__.get("__doc__"))
     if doc is None:
         yield "no docstring"
         return
@@ -128,7 +128,7 @@ def of_class(cls: type, *, needs_source: bool) -> Iterator[str]:
 
 
 def of_function(function: Callable[..., Any], *, needs_source: bool) -> Iterator[str]:
-    doc = _docstring(function.__doc__)
+    doc = parsed(function.__doc__)
     if doc is None:
         yield "no docstring"
         return
@@ -146,7 +146,7 @@ def of_member(cls: type, name: str, member: Any) -> Iterator[str]:
     ``*args`` and ``**kwargs``, which are the model's in all methods that take them, need no words of their own there.
     """
     function = _function(member)
-    doc = _docstring(function.__doc__)
+    doc = parsed(function.__doc__)
     if doc is None:
         if not any(getattr(base.__dict__.get(name), "__doc__", None) for base in cls.__mro__):
             yield "no docstring, here or in a base class"
@@ -249,7 +249,8 @@ def _function(member: Any) -> Any:
     return member if inspect.isfunction(member) else None
 
 
-def _docstring(text: str | None) -> Docstring | None:
+def parsed(text: str | None) -> Docstring | None:
+    """The docstring, if there is one."""
     return None if not text else Docstring(inspect.cleandoc(text))
 
 

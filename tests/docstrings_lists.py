@@ -27,11 +27,9 @@ WITHOUT_SOURCE: dict[str, str] = {
     "avbvi.HMCPosterior": RESULT,
     "avbvi.Hint": RESULT,
     "avbvi.IdentityTrunk": PLAIN,
-    "avbvi.ImplicitDistribution": INTERFACE,
     "avbvi.LinearTemperatures": PLAIN,
     "avbvi.LogDensity": INTERFACE,
     "avbvi.MLPAdversary": PLAIN,
-    "avbvi.MLPSampler": PLAIN,
     "avbvi.ModelError": ERROR,
     "avbvi.NonFiniteError": ERROR,
     "avbvi.Objective": INTERFACE,
@@ -94,6 +92,3 @@ WITHOUT_SOURCE: dict[str, str] = {
     "avbvi.load": OWN,
     "avbvi.rmse": PLAIN,
 }
-
-#: Public names that are not up to the standard yet; none may be added.
-LEFT: frozenset[str] = frozenset([])

@@ -55,6 +55,16 @@ def classifier_two_sample_test(
         ValueError: wrong or unequal dimensions, NaN or infinite values, options out of range,
             or fewer than 4 draws of each law per fold.
 
+    Example:
+        Two normals whose means are two standard deviations apart: .84 is the best that there is.
+
+        >>> import avbvi, torch
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(500, 1), torch.randn(500, 1) + 2.0
+        >>> accuracy = avbvi.classifier_two_sample_test(x, y, folds=2, hidden=(16,), max_epochs=20)
+        >>> 0.79 < accuracy.value < 0.89
+        True
+
     Source: Lopez-Paz and Oquab (2017), Revisiting classifier two-sample tests, ICLR; k-fold
     accuracy as in the sbibm benchmark (Lueckmann et al. 2021).
     """

@@ -97,6 +97,16 @@ def knn_j_divergence(
         TypeError: a sample is no tensor or array of real numbers, or k is no integer.
         ValueError: wrong or unequal dimensions, too few points, NaN or infinite values, or repeated points.
 
+    Example:
+        Two normals whose means are one standard deviation apart: 1 / 2 in both directions.
+
+        >>> import torch
+        >>> from avbvi.divergences import knn_j_divergence
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(4000, 2), torch.randn(4000, 2) + torch.tensor([1.0, 0.0])
+        >>> abs(knn_j_divergence(x, y).value - 1.0) < 0.2
+        True
+
     Source: Jeffreys (1946), An invariant form for the prior probability in estimation problems, Proc. R. Soc. A 186,
     by two estimates of :func:`knn_kl`. ITE: MDJDist_DKL.
     """
@@ -140,6 +150,16 @@ def knn_kl_adaptive(
     Raises:
         TypeError: a sample is no tensor or array of real numbers, or k is no integer.
         ValueError: wrong or unequal dimensions, too few points, NaN or infinite values, or repeated points.
+
+    Example:
+        Two normals whose means are one standard deviation apart: KL(q, p) = 1 / 2.
+
+        >>> import torch
+        >>> from avbvi.divergences import knn_kl_adaptive
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(4000, 2), torch.randn(4000, 2) + torch.tensor([1.0, 0.0])
+        >>> abs(knn_kl_adaptive(x, y).value - 0.5) < 0.15
+        True
 
     Source: Wang, Kulkarni and Verdu (2009), the estimator with data-dependent k for a smaller bias. ITE has no
     counterpart.
@@ -223,6 +243,16 @@ def knn_cross_entropy(
         TypeError: a sample is no tensor or array of real numbers, or k is no integer.
         ValueError: wrong or unequal dimensions, too few points, NaN or infinite values, or repeated points.
 
+    Example:
+        Two normals whose means are one standard deviation apart: log(2 pi e) + 1 / 2 = 3.34 nats.
+
+        >>> import torch
+        >>> from avbvi.divergences import knn_cross_entropy
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(4000, 2), torch.randn(4000, 2) + torch.tensor([1.0, 0.0])
+        >>> abs(knn_cross_entropy(x, y).value - 3.34) < 0.15
+        True
+
     Source: Leonenko, Pronzato and Savani (2008), A class of Renyi information estimators for multidimensional
     densities, Annals of Statistics 36(5), 2153-2182. ITE: BCCE_KnnK.
     """
@@ -258,6 +288,16 @@ def knn_js_divergence(
     Raises:
         TypeError: a sample is no tensor or array of real numbers, or k is no integer.
         ValueError: wrong or unequal dimensions, too few points, NaN or infinite values, or repeated points.
+
+    Example:
+        Two laws that do not overlap: log 2 = .69, the most there is.
+
+        >>> import torch
+        >>> from avbvi.divergences import knn_js_divergence
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(4000, 2), torch.randn(4000, 2) + 20.0
+        >>> abs(knn_js_divergence(x, y).value - 0.69) < 0.05
+        True
 
     Source: Lin (1991), Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37(1), 145-151.
     ITE: MDJS_HS, which draws the mixture's sample at random.

@@ -61,6 +61,13 @@ def evaluate(log_prob: LogDensityFunction, z: Tensor) -> ChainState:
 
     Returns:
         The points with log-density (n,) and gradient (n, dim).
+
+    Example:
+        >>> import torch
+        >>> from avbvi.hmc import evaluate
+        >>> state = evaluate(lambda z: -0.5 * z.square().sum(-1), torch.tensor([[1.0, 2.0]]))
+        >>> state.log_prob, state.gradient
+        (tensor([-2.5000]), tensor([[-1., -2.]]))
     """
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
@@ -130,6 +137,18 @@ def hmc_step(
 
     Returns:
         The new state, with the probability of acceptance (n,) and what was proposed (n, dim).
+
+    Example:
+        >>> import torch
+        >>> from avbvi.hmc import DiagonalMetric, evaluate, hmc_step
+        >>> _ = torch.manual_seed(0)
+        >>> def log_prob(z):
+        ...     return -0.5 * z.square().sum(-1)
+        >>> state = evaluate(log_prob, torch.randn(100, 2))
+        >>> metric = DiagonalMetric(torch.ones(2))
+        >>> transition = hmc_step(log_prob, state, step_size=0.5, leapfrog_steps=4, metric=metric)
+        >>> transition.state.z.shape, bool(transition.probability.mean() > 0.9)
+        (torch.Size([100, 2]), True)
 
     Source: Neal (2011), MCMC using Hamiltonian dynamics, Handbook of MCMC, chapter 5.
     """

@@ -121,6 +121,14 @@ def run_hmc(
         ValueError: an argument out of its range, a chain that starts where the density is zero or not finite, or a
             log_prob that returns the wrong shape or no gradient.
 
+    Example:
+        >>> import torch
+        >>> from avbvi.hmc import run_hmc
+        >>> _ = torch.manual_seed(0)
+        >>> run = run_hmc(lambda z: -0.5 * z.square().sum(-1), 2.0 * torch.randn(200, 2), draws=8, warmup=50)
+        >>> run.draws.shape, bool((run.draws.std((0, 1)) - 1.0).abs().max() < 0.1)
+        (torch.Size([200, 8, 2]), True)
+
     Source: Hoffman, Radul and Sountsov (2021), An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
     Monte Carlo, AISTATS; Hoffman and Gelman (2014), The No-U-Turn sampler, JMLR 15.
     """
