@@ -21,7 +21,7 @@ from tests.page_code import ROOT, blocks, run, shorten
 
 DOCS = ROOT / "docs"
 PAGES = ["README.md", "docs/index.md", "docs/install.md", "docs/speed.md", "docs/distributed.md"]
-PAGES += sorted(str(page.relative_to(ROOT)) for page in (DOCS / "howto").glob("*.md"))
+PAGES += sorted(str(page.relative_to(ROOT)) for folder in ("howto", "theory") for page in (DOCS / folder).glob("*.md"))
 
 
 def model(y: torch.Tensor, sigma: torch.Tensor) -> None:
@@ -60,6 +60,10 @@ def distributed() -> dict[str, Any]:
     return {**names, "guide": guide}
 
 
+def relatives() -> dict[str, Any]:
+    return {**autoencoder(), "steps": 5}
+
+
 def speed() -> dict[str, Any]:
     args = torch.tensor([1.0, -0.5, 2.0]), torch.tensor([1.0, 0.5, 1.5])
     guide, elbo = avbvi.AVBGuide(model), avbvi.AdversarialELBO(steps=5)
@@ -72,6 +76,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme,
     "docs/distributed.md": distributed,
     "docs/speed.md": speed,
+    "docs/theory/relatives.md": relatives,
 }
 
 

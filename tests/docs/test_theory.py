@@ -5,10 +5,12 @@ On finite sets all expectations are sums, so that identities hold to rounding fo
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -115,6 +117,46 @@ def test_the_test_of_an_equation_exists(equation: str) -> None:
     if name:
         text = (ROOT / path if path else Path(__file__)).read_text("utf-8")
         assert f"\ndef {name}(" in text
+
+
+# -- figures --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawing() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("theory_figures", ROOT / "docs" / "figures" / "theory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_figure_is_drawn_shown_and_small(drawing: ModuleType) -> None:
+    shown = {
+        name for page in PAGES for name in re.findall(r"\]\(\.\./images/(theory_\w+)\.svg\)", page.read_text("utf-8"))
+    }
+    saved = {path.stem: path.stat().st_size for path in drawing.FOLDER.glob("theory_*")}
+    assert set(drawing.FIGURES) == shown == set(saved)
+    assert max(saved.values()) < 300 * 1024
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("dim", [1, 10, 40])
+def test_the_figure_of_neighbours_has_the_divergence_that_it_states(
+    drawing: ModuleType, dim: int, narrow: bool
+) -> None:
+    s = drawing.sd_for_kl(0.5, dim, narrow=narrow)
+    assert (s < 1.0) == narrow
+    zeros, ones = torch.zeros(dim, dtype=torch.float64), torch.ones(dim, dtype=torch.float64)
+    q, p = torch.distributions.Normal(zeros, s * ones), torch.distributions.Normal(zeros, ones)
+    close(torch.distributions.kl_divergence(q, p).sum(), 0.5, 1e-9)
+
+
+def test_the_figure_of_the_ring_knows_its_evidence(drawing: ModuleType) -> None:
+    grid = torch.linspace(-4.0, 4.0, 1601, dtype=torch.float64)
+    z = torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1)
+    close(drawing.ring_log_prob(z).flatten().logsumexp(0) + 2.0 * math.log(0.005), drawing.ring_log_z(), 1e-6)
 
 
 # -- laws on finite sets ----------------------------------------------------------------------------------
