@@ -10,15 +10,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from avbvi.plots import style
+from avbvi.plots.theme import LIGHT, LINES, MARKERS
 from benchmarks.tables import CONTROLS, LABELS, Row, of, values
 
-#: Okabe and Ito's colours, told apart by colour-blind readers; black and grey are left for references.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C6D31", "#4D4D4D")
+#: Those of avbvi.plots, told apart by colour-blind readers, and three more for boards of many methods, which are told
+#: apart by their markers too; grey is left for references.
+COLOURS = (*LIGHT.colours, "#56B4E9", "#E69F00", "#4D4D4D")
 LEAST_KL = 1e-3
 #: What pictures of standard normal latents in the plane show.
 PLANE = 3.5
 
 
+@style()
 def methods(records: Sequence[Row], target: str) -> Figure:
     """One dot per seed: k-NN KL and the classifier's accuracy, methods as rows."""
     shown = [m for m in LABELS if of(records, target, m)]
@@ -32,8 +36,15 @@ def methods(records: Sequence[Row], target: str) -> Figure:
     for ax, (key, title, position) in zip(axes, panels, strict=True):
         for row, method in enumerate(shown):
             found = values(of(records, target, method), key)
-            color = "0.55" if method in CONTROLS else COLOURS[0]
-            ax.plot([position(v) for v in found], [row] * len(found), "o", color=color, alpha=0.6, markersize=6)
+            control = method in CONTROLS
+            ax.plot(
+                [position(v) for v in found],
+                [row] * len(found),
+                "s" if control else "o",
+                color="0.55" if control else COLOURS[0],
+                alpha=0.6,
+                markersize=6,
+            )
         ax.set_xscale("log")
         ax.set_xlim(0.8 * LEAST_KL, None)
         ax.set_xlabel(title)
@@ -43,6 +54,7 @@ def methods(records: Sequence[Row], target: str) -> Figure:
     return fig
 
 
+@style()
 def curves(records: Sequence[Row], target: str, floor: Sequence[float] = ()) -> Figure:
     """k-NN KL along one run of each method, against iterations and against wall time; values below .001 at .001."""
     mine = [r for r in records if r["target"] == target and r.get("knn_kl_qp") is not None]
@@ -51,15 +63,16 @@ def curves(records: Sequence[Row], target: str, floor: Sequence[float] = ()) -> 
     FigureCanvasAgg(fig)
     axes = fig.subplots(1, 2, sharey=True)
     for ax, key, title in zip(axes, ("steps", "seconds"), ("iterations", "seconds on one core"), strict=True):
-        for colour, method in zip(COLOURS, shown, strict=False):
+        for i, (colour, method) in enumerate(zip(COLOURS, shown, strict=False)):
             for seed in sorted({r["seed"] for r in of(mine, target, method)}):
                 rows = sorted((r for r in of(mine, target, method) if r["seed"] == seed), key=lambda r: r["seconds"])
                 rows = [r for r in rows if r[key]]
                 ax.plot(
                     [r[key] for r in rows],
                     [max(r["knn_kl_qp"], LEAST_KL) for r in rows],
-                    marker="o",
-                    markersize=3.5,
+                    marker=MARKERS[i],
+                    linestyle=LINES[i % len(LINES)],
+                    markersize=4.5,
                     linewidth=1.4,
                     color=colour,
                     label=LABELS[method] if seed == 0 else None,
@@ -76,6 +89,7 @@ def curves(records: Sequence[Row], target: str, floor: Sequence[float] = ()) -> 
     return fig
 
 
+@style()
 def board(records: Sequence[Row], key: str, title: str, *, least: float, above: float = 0.0) -> Figure:
     """One panel per target, methods as rows, a dot per seed; the noise floor as a line."""
     targets = list(dict.fromkeys(r["target"] for r in records))
@@ -88,8 +102,9 @@ def board(records: Sequence[Row], key: str, title: str, *, least: float, above: 
     for ax, target in zip(axes.flat, targets, strict=False):
         for row, method in enumerate(shown):
             found = values([r for r in of(records, target, method) if "error" not in r], key)
-            colour = COLOURS[1] if method in ("default", "avb-pure") else COLOURS[0]
-            ax.plot([max(v - above, least) for v in found], [row] * len(found), "o", color=colour, alpha=0.7)
+            own = method in ("default", "avb-pure")
+            marker, colour = ("D", COLOURS[1]) if own else ("o", COLOURS[0])
+            ax.plot([max(v - above, least) for v in found], [row] * len(found), marker, color=colour, alpha=0.7)
             if of(records, target, method) and not found:
                 ax.text(least, row, " failed", va="center", fontsize="x-small", color="0.4")
         floors = values(of(records, target, "floor"), key)
@@ -108,6 +123,7 @@ def board(records: Sequence[Row], key: str, title: str, *, least: float, above: 
     return fig
 
 
+@style()
 def planes(
     columns: Mapping[str, Mapping[str, Tensor]], titles: Mapping[str, str], per_line: int | None = None
 ) -> Figure:
