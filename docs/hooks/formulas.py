@@ -61,6 +61,6 @@ def on_page_content(content: str, *, page: Any, **_: Any) -> str:
         if not own_line:
             return converted
         number = "".join(f'<span class="formula-number">({html.escape(tag)})</span>' for tag in numbers)
-        return f'<div class="formula" tabindex="0">{converted}{number}</div>'
+        return f'<div class="formula">{converted}{number}</div>'
 
     return PUNCTUATED.sub(r'<span class="formula-inline">\1</span>', FORMULA.sub(replaced, content))
