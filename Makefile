@@ -44,8 +44,9 @@ format: $(INSTALLED) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(DOCS_INSTALLED) ## Build the documentation site in site/; warnings are errors
+docs: $(DOCS_INSTALLED) ## Build the documentation site in site/, warnings are errors; look at it in a browser if there is one
 	$(BIN)/mkdocs build --strict
+	AVBVI_SITE=$(CURDIR)/site $(BIN)/python -m pytest -q -m slow tests/site
 
 .PHONY: serve
 serve: $(DOCS_INSTALLED) ## Show the documentation at localhost:8000, made anew as its sources change
