@@ -63,6 +63,12 @@ def test_log_density(density: str, tmp_path: Path) -> None:
     assert evidence[density] in printed
 
 
+def test_report(tmp_path: Path) -> None:
+    printed = run("report.py", "--steps", "30", "--out", "page.html", folder=tmp_path)
+    assert "page: page.html" in printed
+    assert "<h1>Eight Schools</h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_pyro_svi(tmp_path: Path) -> None:
     printed = run("pyro_svi.py", "--steps", "30", folder=tmp_path)
     assert "final ELBO" in printed

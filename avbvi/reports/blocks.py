@@ -91,4 +91,5 @@ def with_error(value: float, stderr: float) -> str:
     if not (stderr == stderr and 0.0 < stderr < float("inf")) or value != value or abs(value) == float("inf"):
         return number(value)
     places = max(0, min(6, 1 - int(f"{stderr:e}".split("e")[1])))
-    return f"{value:.{places}f} ± {stderr:.{places}f}".replace("-", "−")
+    # A line may break before the sign, not after it.
+    return f"{value:.{places}f} ±\u00a0{stderr:.{places}f}".replace("-", "−")

@@ -32,60 +32,62 @@ LOW, HIGH = limits.SD_RATIO
 #: The figures of a fit, in the order of the table.
 FIT: dict[str, Limit] = {
     "mean_shift": Limit(
-        "largest shift of a mean by a short HMC (sd)", f"≤ {limits.MEAN_SHIFT}", _at_most(limits.MEAN_SHIFT)
+        "largest shift of a mean by a short HMC (sd)", f"≤\u00a0{limits.MEAN_SHIFT}", _at_most(limits.MEAN_SHIFT)
     ),
     "sd_ratio_narrow": Limit(
         "smallest ratio of standard deviations, before over after HMC",
-        f"≥ {LOW}",
+        f"≥\u00a0{LOW}",
         lambda value, stderr: value >= LOW or 1.0 - value <= limits.SIGMAS * stderr,
     ),
     "sd_ratio_wide": Limit(
         "largest ratio of standard deviations, before over after HMC",
-        f"≤ {HIGH}",
+        f"≤\u00a0{HIGH}",
         lambda value, stderr: value <= HIGH or value - 1.0 <= limits.SIGMAS * stderr,
     ),
     "jensen_shannon": Limit(
         "Jensen-Shannon divergence before against after HMC, by a classifier (nats)",
-        f"≤ {limits.JENSEN_SHANNON}",
+        f"≤\u00a0{limits.JENSEN_SHANNON}",
         _at_most(limits.JENSEN_SHANNON),
     ),
-    "jeffreys": Limit("rise of the mean log weight by HMC (nats)", f"≤ {limits.JEFFREYS}", _at_most(limits.JEFFREYS)),
+    "jeffreys": Limit(
+        "rise of the mean log weight by HMC (nats)", f"≤\u00a0{limits.JEFFREYS}", _at_most(limits.JEFFREYS)
+    ),
     "energy_shift": Limit(
         "change of the mean log-density by HMC (nats)",
-        f"± {limits.ENERGY}",
+        f"±\u00a0{limits.ENERGY}",
         lambda value, stderr: _at_most(limits.ENERGY)(abs(value), stderr),
     ),
     "stein_error": Limit(
         "error of Stein's identity in the worst direction",
-        f"≤ {limits.STEIN}",
+        f"≤\u00a0{limits.STEIN}",
         lambda value, stderr: value <= max(limits.STEIN, 2.0 * stderr),
     ),
     "finite_share": Limit("share of draws at which the log-density is finite", "1", lambda value, stderr: value >= 1.0),
     "elbo": Limit("ELBO (nats)"),
     "log_evidence": Limit("log-evidence by importance weights (nats)"),
     "kl_by_weights": Limit("log-evidence less ELBO: KL(q, p) by importance weights (nats)"),
-    "k_hat": Limit("k-hat, shape of the tail of the importance weights", f"< {K_HAT_LIMIT}", _below(K_HAT_LIMIT)),
+    "k_hat": Limit("k-hat, shape of the tail of the importance weights", f"<\u00a0{K_HAT_LIMIT}", _below(K_HAT_LIMIT)),
     "effective_share": Limit("effective share of the weighted draws"),
     "calibration_error": Limit(
         "calibration error of the adversary on held-out draws",
-        f"≤ {limits.CALIBRATION_ERROR}",
+        f"≤\u00a0{limits.CALIBRATION_ERROR}",
         lambda value, stderr: value <= limits.CALIBRATION_ERROR,
     ),
     "cross_entropy_excess": Limit(
         "cross-entropy by which a fresh adversary does better (nats)",
-        f"≤ {limits.CROSS_ENTROPY_EXCESS}",
+        f"≤\u00a0{limits.CROSS_ENTROPY_EXCESS}",
         _at_most(limits.CROSS_ENTROPY_EXCESS),
     ),
     "learned_kl_by_weights": Limit(
         "KL(q, p) by a freshly learned density (nats)",
-        f"≤ {limits.LEARNED_KL_BY_WEIGHTS}",
+        f"≤\u00a0{limits.LEARNED_KL_BY_WEIGHTS}",
         _at_most(limits.LEARNED_KL_BY_WEIGHTS),
     ),
     "modes_found": Limit("modes found at the start"),
     "modes_lost": Limit("of these, modes that got hardly any draws", "0", lambda value, stderr: value == 0.0),
     "modes_misplaced": Limit(
         "share of draws in another mode than the evidence says",
-        f"≤ {limits.MODE_SHARES}",
+        f"≤\u00a0{limits.MODE_SHARES}",
         lambda value, stderr: value <= limits.MODE_SHARES,
     ),
     "iterates_drift": Limit("drift of the draws' moments in the last part of the run (sd)"),
@@ -100,12 +102,12 @@ AMORTISED: dict[str, Limit] = {
     "gap": Limit("log-likelihood less ELBO (nats per datum)"),
     "missed_nats": Limit(
         "nats per datum that moments prove and the adversary misses",
-        f"≤ {amortised.MISSED}",
+        f"≤\u00a0{amortised.MISSED}",
         lambda value, stderr: value - limits.SIGMAS * stderr <= amortised.MISSED,
     ),
     "entropy_excess": Limit(
         "nats per datum by which the learned log q is too low, by nearest neighbours",
-        f"≤ {amortised.MISSED}",
+        f"≤\u00a0{amortised.MISSED}",
         lambda value, stderr: value - limits.SIGMAS * stderr <= amortised.MISSED,
     ),
     "calibration_error": FIT["calibration_error"],

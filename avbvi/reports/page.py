@@ -65,21 +65,23 @@ def render(material: Material, title: str | None = None) -> str:
     )
 
 
-def _tiles(material: Material) -> list[tuple[str, str]]:
-    """The few figures that stand beside the verdict."""
+def _tiles(material: Material) -> list[tuple[str, str, str]]:
+    """The few figures that stand beside the verdict: name, value, what is set smaller after it."""
     figures, run, summary = material.verdict.figures, material.run, material.summary
-    tiles = []
+    tiles: list[tuple[str, str, str]] = []
     if "elbo" in figures:
         kind = "ELBO, a lower bound" if summary.exact else "ELBO, learned"
-        tiles.append((kind, str(Estimate(figures["elbo"], figures.get("elbo_stderr", math.nan))).replace("-", "−")))
+        elbo = str(Estimate(figures["elbo"], figures.get("elbo_stderr", math.nan))).replace("-", "−")
+        value, sign, error = elbo.partition("±")
+        tiles.append((kind, value.strip(), f"±\u00a0{error.strip()}" if sign else ""))
     if "mean_shift" in figures:
-        tiles.append(("mean shift by HMC", f"{number(figures['mean_shift'], 2)} sd"))
+        tiles.append(("mean shift by HMC", number(figures["mean_shift"], 2), "sd"))
     if "k_hat" in figures:
-        tiles.append(("k-hat of the weights", number(figures["k_hat"], 2)))
+        tiles.append(("k-hat of the weights", number(figures["k_hat"], 2), ""))
     if "active_units" in figures and summary.latents is not None:
-        tiles.append(("active latents", f"{figures['active_units']:.0f} of {summary.latents.dim}"))
-    tiles.append(("steps", f"{run.steps:,}".replace(",", " ")))
-    tiles.append(("seconds", number(run.seconds, 3)))
+        tiles.append(("active latents", f"{figures['active_units']:.0f} of {summary.latents.dim}", ""))
+    tiles.append(("steps", f"{run.steps:,}".replace(",", "\u00a0"), ""))
+    tiles.append(("seconds", number(run.seconds, 3), ""))
     return tiles
 
 

@@ -54,8 +54,8 @@ def verdict_section(material: Material) -> Section:
         return Section("reasons", "Reasons", blocks)
     blocks.append(
         Paragraph(
-            "The verdict comes from fresh draws, a short HMC from them, freshly trained networks and importance "
-            "weights. A mode that no start found can't be missed by any of these checks.",
+            "The verdict comes from fresh draws, a short HMC from them, fresh networks and importance weights. "
+            "None of these checks can see a mode that no start found.",
             quiet=True,
         )
     )
@@ -69,7 +69,11 @@ def figures_section(material: Material) -> Section | None:
     table = figures_table(material.verdict, is_amortised=is_amortised, exact=summary.exact)
     if table is None:
         return None
-    note = "After ± stands one standard error. A figure casts doubt only if it is beyond its limit by more than chance."
+    note = (
+        "After ± stands one standard error. A figure casts doubt only if it is beyond its limit by more than chance. "
+        "Directions of extreme ratios are found on one half of the draws and measured on the other, so that of a good fit "
+        "the smallest may come out above the largest."
+    )
     return Section("figures", "Figures and limits", [table, Paragraph(note, quiet=True)])
 
 

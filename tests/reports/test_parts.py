@@ -116,7 +116,7 @@ def test_limits_are_kept_as_the_verdict_keeps_them(figures: dict[str, float], ma
 def test_the_limit_is_the_verdict_s_own() -> None:
     table = figures_table(Verdict("ok", [], {"mean_shift": 0.0}), is_amortised=False, exact=True)
     assert table is not None
-    assert table.rows[0][2] == f"≤ {limits.MEAN_SHIFT}"
+    assert table.rows[0][2] == f"≤\u00a0{limits.MEAN_SHIFT}"
     assert figures_table(Verdict("ok", []), is_amortised=False, exact=True) is None
 
 
@@ -128,8 +128,8 @@ def test_reasons_are_split_as_the_verdict_orders_them() -> None:
 
 
 def test_figures_are_written_with_their_errors() -> None:
-    assert with_error(-1.23456, 0.0123) == "−1.235 ± 0.012"
-    assert with_error(1234.5, 20.0) == "1234 ± 20"
+    assert with_error(-1.23456, 0.0123) == "−1.235 ±\u00a00.012"
+    assert with_error(1234.5, 20.0) == "1234 ±\u00a020"
     assert with_error(1.5, math.nan) == "1.5"
     assert with_error(math.nan, 1.0) == "not known"
     assert [number(x) for x in (0.0, 12345.6, -0.5, math.inf, 1e-9)] == ["0", "12346", "−0.5", "∞", "1e−09"]
