@@ -71,8 +71,8 @@ def figures_section(material: Material) -> Section | None:
         return None
     note = (
         "After ± stands one standard error. A figure casts doubt only if it is beyond its limit by more than chance. "
-        "Directions of extreme ratios are found on one half of the draws and measured on the other, so that of a good fit "
-        "the smallest may come out above the largest."
+        "Directions of extreme ratios are found on one half of the draws and measured on the other, so that of a good "
+        "fit the smallest may come out above the largest."
     )
     return Section("figures", "Figures and limits", [table, Paragraph(note, quiet=True)])
 
