@@ -29,9 +29,11 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
+IMAGES = ROOT / "docs" / "images"
 #: What a run may take, in seconds of processor time: that other programs delay it is no fault of the tutorial.
 MOST_SECONDS, MOST_SECONDS_QUICK = 180.0, 60.0
 MOST_IMAGE_BYTES, MOST_TEXT_BYTES = 150 * 1024, 40 * 1024
+THUMBNAIL = (480, 300)
 # Run before the first cell, silently. ArviZ 0.23 announces version 1.0 once a day; tqdm misses a package for its bars.
 SETUP = r"""
 import warnings
@@ -160,14 +162,25 @@ def _is_bar(output: Any) -> bool:
     return output.get("name") == "stderr" and not BAR.sub("", output.text).strip()
 
 
-def _smaller(png: str) -> str:
-    """The picture with a palette of 256 colours."""
+def _smaller(png: str, within: tuple[int, int] | None = None) -> str:
+    """The picture with a palette of 256 colours, scaled down to a width and height."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    if within is not None:
+        picture.thumbnail(within)
     kept = io.BytesIO()
     picture.quantize(256, dither=Image.Dither.NONE).save(kept, "PNG", optimize=True)
     return base64.b64encode(kept.getvalue()).decode()
+
+
+def thumbnail(notebook: Any) -> bytes | None:
+    """A small PNG of the picture of the cell tagged ``thumbnail``; ``None`` where there is none."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "thumbnail" in cell.metadata.get("tags", []) and "image/png" in output.get("data", {}):
+                return base64.b64decode(_smaller(output.data["image/png"], THUMBNAIL))
+    return None
 
 
 def _processor_seconds() -> float:
@@ -194,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         normalise(notebook)
         if not options.quick:
             nbformat.write(notebook, path)
+            if picture := thumbnail(notebook):
+                (IMAGES / f"tutorial_{path.stem}.png").write_bytes(picture)
         found = list(faults(notebook) if options.quick else problems(notebook))
         if seconds > limit:
             found.append(f"at most {limit:.0f} seconds of processor time are allowed")

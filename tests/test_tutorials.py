@@ -39,10 +39,12 @@ def test_tutorial_is_in_order(path: Path) -> None:
     assert list(notebooks.problems(nbformat.read(path, as_version=4))) == []
 
 
-def test_there_are_tutorials_and_all_are_in_the_navigation() -> None:
+def test_there_are_tutorials_all_in_the_navigation_and_the_overview() -> None:
     navigation = (notebooks.ROOT / "mkdocs.yml").read_text()
+    overview = (notebooks.TUTORIALS / "index.md").read_text()
     assert TUTORIALS
     assert [path.name for path in TUTORIALS if f"tutorials/{path.name}" not in navigation] == []
+    assert [path.name for path in TUTORIALS if f"({path.name})" not in overview] == []
 
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
@@ -116,6 +118,16 @@ def test_progress_bars_and_traces_of_the_machine_are_left_out() -> None:
     assert [output.text for output in notebook.cells[2].outputs if output.get("name") == "stderr"] == ["a warning"]
     assert "execution" not in notebook.cells[2].metadata
     assert "version" not in notebook.metadata.language_info
+
+
+def test_thumbnail_is_of_the_tagged_cell() -> None:
+    notebook = example()
+    assert notebooks.thumbnail(notebook) is None
+    notebook.cells[2].metadata["tags"] = ["thumbnail"]
+    notebook.cells[2].outputs[0].data["image/png"] = png(600)
+    small = notebooks.thumbnail(notebook)
+    assert small is not None
+    assert Image.open(io.BytesIO(small)).size == (300, 300)
 
 
 def test_a_run_fills_in_results_and_stops_at_an_error(tmp_path: Path) -> None:
