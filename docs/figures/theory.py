@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -27,7 +28,7 @@ import avbvi
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 #: Readable on white and on black, and told apart without red or green (Okabe and Ito's palette, a darker blue).
 BLUE, ORANGE, GREY = "#3b8fd0", "#d55e00", "#808080"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
     "axes.labelcolor": GREY,
     "axes.spines.right": False,
