@@ -174,7 +174,7 @@ class TriangularDiscrimination(FDivergence):
     f(u) = (u - 1)^2 / (u + 1). Loss and gradient in T are bounded; the gradient vanishes where sigmoid(T) is wrong by
     far.
 
-    Source: Le Cam (1986), Asymptotic methods in statistical decision theory, chapter 4; as a loss, Brier (1950),
+    Source: Le Cam (1986), Asymptotic methods in statistical decision theory; as a loss, Brier (1950),
     Verification of forecasts expressed in terms of probability, Monthly Weather Review 78.
     """
 

@@ -303,7 +303,8 @@ class Posterior:
         Example:
             >>> import tempfile, torch, avbvi
             >>> model = avbvi.LogDensity(lambda z: -0.5 * z.square().sum(-1), event_shape=(2,))
-            >>> posterior = avbvi.fit(model, seed=0, steps=20, progress=False)
+            >>> guide = avbvi.AVBGuide(model, trunk=avbvi.MixtureTrunk(2))
+            >>> posterior = avbvi.fit(model, guide=guide, seed=0, steps=20, progress=False)
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     page = posterior.report(f"{folder}/normal.html", title="A normal distribution")
             ...     page.name, "A normal distribution" in page.read_text(encoding="utf-8")
