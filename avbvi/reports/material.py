@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..diagnostics import StageComparison, Verdict, move
 from ..diagnostics.evidence import Evidence
 from ..integrity import check_entries, damage
@@ -133,7 +134,7 @@ def from_file(path: str | os.PathLike[str]) -> Material:
 
 def collect(posterior: Posterior) -> Material:
     """Gather what a report needs from a posterior; the caller's random state is left alone."""
-    with seeded(0), warnings.catch_warnings(), pyro.validation_enabled(False):
+    with distributed.alone(), seeded(0), warnings.catch_warnings(), pyro.validation_enabled(False):
         warnings.simplefilter("ignore")
         evidence = posterior.evidence
         if not posterior.guide.is_amortised and evidence.before is None:

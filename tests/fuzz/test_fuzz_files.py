@@ -42,11 +42,16 @@ def posterior() -> avbvi.Posterior:
 def test_paths_that_are_none(posterior: avbvi.Posterior, path: Any) -> None:
     check("files", lambda: posterior.save(path), "path")
     check("files", lambda: avbvi.load(path, model), "path")
+    check("files", lambda: posterior.report(path), "path")
 
 
 def test_places_without_a_file(posterior: avbvi.Posterior, tmp_path: Path) -> None:
     check("files", lambda: posterior.save(tmp_path / "none" / "fit.pt"), "folder")
     check("files", lambda: posterior.save(tmp_path), "folder")
+    check("files", lambda: posterior.save(tmp_path / "fit.pt", report="yes"), "report")  # type: ignore[arg-type]
+    check("files", lambda: posterior.report(tmp_path / "none" / "page.html"), "folder")
+    check("files", lambda: posterior.report(tmp_path), "folder")
+    check("files", lambda: posterior.report(tmp_path / "page.txt"), "page.txt", ".html")
     check("files", lambda: avbvi.load(tmp_path / "none.pt", model), "none.pt")
     check("files", lambda: avbvi.load(tmp_path, model), str(tmp_path))
 
