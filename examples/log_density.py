@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import avbvi
-from avbvi.plots import density_panel, training_curve
+from avbvi.plots import density_panel, style, training_curve
 from models import toy_densities
 
 
@@ -39,8 +39,9 @@ def main() -> None:
     print(f"ELBO           {posterior.elbo()}")
     print(f"log-evidence   {log_evidence:.4f}  (by quadrature)")
 
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained", dpi=150)
-    left, right = figure.subplots(1, 2)
+    with style():
+        figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
     reach = 1.25 * float(torch.quantile(draws.abs(), 0.999))
     density_panel(left, log_prob, (-reach, reach, -reach, reach), draws=draws, label="density and draws")
     left.set_aspect("equal")

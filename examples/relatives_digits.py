@@ -6,7 +6,6 @@ python examples/relatives_digits.py [--steps 2000] [--out relatives_digits.png]
 import argparse
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pyro.infer import SVI
 
@@ -19,6 +18,7 @@ from avbvi import (
     SigmoidTemperatures,
     SymmetricAdversarialELBO,
     inception_score,
+    plots,
 )
 from models.data import digits
 from models.data.binarisation import DynamicBinarisation, StaticBinarisation
@@ -67,13 +67,14 @@ def main() -> None:
     # Likelihood of unseen digits, and how well a classifier can tell what the digits are that a model makes up.
     x = StaticBinarisation(seed=0)(data.test.intensities())[:100]
     classifier = train_classifier(data.train, DynamicBinarisation())
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    FigureCanvasAgg(figure)
+    with plots.style():
+        figure = Figure(figsize=(7.6, 2.2), layout="constrained")
+        panels = figure.subplots(1, 2)
     fits = {
         "AVB": (avb, lambda x: guide.draw_latents(200, x)),
         "AS-VAE": (as_vae, lambda x: encoder.propose(x, 200).z.detach()),
     }
-    for (name, (vae, encodings)), axis in zip(fits.items(), figure.subplots(1, 2), strict=True):
+    for (name, (vae, encodings)), axis in zip(fits.items(), panels, strict=True):
         evidence = avbvi.annealed_importance_sampling(
             vae.model,
             x,
@@ -83,10 +84,8 @@ def main() -> None:
         )
         made_up = vae.sample(2000, x)
         print(f"{name}: log p(x) {evidence.mean}, inception score {inception_score(classifier, made_up)}")
-        axis.imshow(1.0 - made_up[:60].reshape(5, 12, 8, 8).permute(0, 2, 1, 3).reshape(40, 96), cmap="gray")
-        axis.set_title(name)
-        axis.set_axis_off()
-    figure.savefig(options.out, dpi=150)
+        plots.image_panel(axis, made_up[:60].reshape(-1, 8, 8), columns=12, label=name)
+    figure.savefig(options.out)
     print(f"picture: {options.out}")
 
 

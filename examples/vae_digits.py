@@ -6,11 +6,10 @@ python examples/vae_digits.py [--latent 2] [--steps 1500] [--out vae_digits.png]
 import argparse
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import avbvi
-from avbvi import AVBGuide, JointAdversary, SemiImplicitSampler, SigmoidTemperatures
+from avbvi import AVBGuide, JointAdversary, SemiImplicitSampler, SigmoidTemperatures, plots
 from models.data import digits
 from models.data.binarisation import StaticBinarisation
 from models.data.loaders import loader
@@ -48,14 +47,14 @@ def main() -> None:
     # Above: unseen digits and what the model makes of them. Below: digits that it makes up.
     z = posterior.sample(1, x[:10])["z"][0]
     with torch.no_grad():
-        made_up = vae.mean(torch.randn(30, options.latent))
-        pictures = torch.cat([x[:10], vae.mean(z), made_up])
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, picture in zip(figure.subplots(5, 10).flat, pictures, strict=True):
-        axis.imshow(1.0 - picture.reshape(8, 8), cmap="gray", vmin=0.0, vmax=1.0)
-        axis.set_axis_off()
-    figure.savefig(options.out, dpi=150)
+        rebuilt, made_up = vae.mean(z), vae.mean(torch.randn(30, options.latent))
+    with plots.style():
+        figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+        above, below = figure.subplots(2, 1, height_ratios=(2, 3))
+        label = "unseen digits, and their reconstructions"
+        plots.reconstruction_panel(above, x[:10].reshape(-1, 8, 8), rebuilt.reshape(-1, 8, 8), label=label)
+        plots.image_panel(below, made_up.reshape(-1, 8, 8), columns=10, label="digits that the model makes up")
+    figure.savefig(options.out)
     print(f"picture: {options.out}")
 
 

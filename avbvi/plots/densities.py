@@ -44,6 +44,16 @@ def density_panel(
         TypeError: ``ax`` is no axes.
         ValueError: ``log_prob`` returns another shape or is finite nowhere within the limits, or ``draws``
             has another shape.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> ax = plots.density_panel(
+        ...     Figure().subplots(), lambda z: -z.square().sum(-1), (-3.0, 3.0, -3.0, 3.0), draws=torch.randn(200, 2)
+        ... )
+        >>> ax.get_xlim() == (-3.0, 3.0)
+        True
     """
     with drawing_on(ax) as theme:
         x, y = grid(limits, GRID)
@@ -91,6 +101,16 @@ def function_panel(
         TypeError: ``ax`` is no axes.
         ValueError: ``function`` returns another shape or is finite nowhere within the limits, ``bound`` is not
             positive, or ``draws`` has another shape.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> figure = Figure()
+        >>> ax = plots.function_panel(
+        ...     figure.subplots(), lambda z: z[:, 0] - z[:, 1].square(), (-3.0, 3.0, -3.0, 3.0), bar="log-ratio (nats)"
+        ... )
+        >>> len(figure.axes)  # the panel and its bar
+        2
     """
     with drawing_on(ax):
         x, y = grid(limits, GRID)

@@ -47,6 +47,15 @@ def kde_panel(ax: Axes, x: Any, y: Any, *, limits: Limits | None = None, label: 
     Raises:
         TypeError: ``ax`` is no axes.
         ValueError: x and y differ in shape, are not one-dimensional, are fewer than 3, or lie on a line.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> x, y = torch.randn(2, 500)
+        >>> ax = plots.kde_panel(Figure().subplots(), x, y, limits=(-3.0, 3.0, -3.0, 3.0), label="standard normal")
+        >>> ax.get_title()
+        'standard normal'
     """
     with drawing_on(ax) as theme:
         points = _points(x, y)
@@ -81,6 +90,15 @@ def kde_grid(
     Raises:
         ValueError: no columns or pairs, not one entry of ``limits`` per pair, or a coordinate that is no scalar.
         KeyError: a set of draws lacks a site.
+
+    Example:
+        >>> import torch
+        >>> from avbvi import plots
+        >>> narrow, wide = ({"mu": s * torch.randn(500), "eta": s * torch.randn(500, 8)} for s in (0.5, 1.0))
+        >>> figure = plots.kde_grid({"narrow": narrow, "wide": wide}, [("mu", ("eta", 0))])
+        >>> [ax.get_title() for ax in figure.axes]
+        ['narrow', 'wide']
+        >>> figure.savefig("draws.png")
     """
     if not columns or not pairs:
         raise ValueError("columns and pairs must not be empty")
@@ -117,6 +135,15 @@ def marginal_panel(
     Raises:
         TypeError: ``ax`` is no axes.
         ValueError: no sets, or draws that are not (n,), fewer than 3, or all equal.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> sets = {"narrow": 0.5 * torch.randn(500), "wide": torch.randn(500)}
+        >>> ax = plots.marginal_panel(Figure().subplots(), sets, label="mu")
+        >>> [line.get_label() for line in ax.lines]
+        ['narrow', 'wide']
     """
     if not sets:
         raise ValueError("sets must not be empty")
@@ -169,6 +196,14 @@ def pair_grid(
     Raises:
         ValueError: no sets, fewer than two coordinates, or one that is no scalar.
         KeyError: a set of draws lacks a site.
+
+    Example:
+        >>> import torch
+        >>> from avbvi import plots
+        >>> draws = {"mu": torch.randn(500), "eta": torch.randn(500, 8)}
+        >>> figure = plots.pair_grid({"fit": draws}, ["mu", ("eta", 0), ("eta", 7)], dark=True)
+        >>> len(figure.axes)
+        9
     """
     if not sets:
         raise ValueError("sets must not be empty")

@@ -34,6 +34,14 @@ def image_panel(ax: Axes, images: Any, *, columns: int | None = None, label: str
     Raises:
         TypeError: ``ax`` is no axes, or ``columns`` no integer.
         ValueError: images of another shape, or none.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> ax = plots.image_panel(Figure().subplots(), torch.rand(12, 8, 8), columns=6)
+        >>> ax.images[0].get_array().shape  # two rows of six images of 8 x 8 pixels, one pixel between them
+        (17, 53)
     """
     pictures = _images("images", images)
     across = max(1, round(math.sqrt(len(pictures)))) if columns is None else integer("columns", columns, 1)
@@ -70,6 +78,15 @@ def reconstruction_panel(
     Raises:
         TypeError: ``ax`` is no axes, or ``columns`` no integer.
         ValueError: images of another shape, none, or data and reconstructions that differ in shape.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> x = torch.rand(5, 8, 8)
+        >>> ax = plots.reconstruction_panel(Figure().subplots(), x, x.round(), label="data, and rounded")
+        >>> ax.images[0].get_array().shape
+        (17, 44)
     """
     above, below = _images("data", data), _images("reconstructions", reconstructions)
     if above.shape != below.shape:
@@ -101,6 +118,13 @@ def image_grid(
     Raises:
         TypeError: ``columns`` or ``image_size`` is no number.
         ValueError: no sheets, or images of another shape.
+
+    Example:
+        >>> import torch
+        >>> from avbvi import plots
+        >>> figure = plots.image_grid({"data": torch.rand(10, 3, 8, 8), "samples": torch.rand(20, 3, 8, 8)})
+        >>> [ax.get_title() for ax in figure.axes]
+        ['data', 'samples']
     """
     if not sheets:
         raise ValueError("sheets must not be empty")

@@ -33,6 +33,14 @@ def importance_weights(ax: Axes, log_weights: Any, *, label: str | None = None) 
         TypeError: ``ax`` is no axes.
         ValueError: see :func:`~avbvi.diagnostics.pareto_smooth`.
 
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> ax = plots.importance_weights(Figure().subplots(), torch.zeros(100), label="equal weights")
+        >>> ax.get_title()
+        'equal weights: k-hat -inf (good)'
+
     Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
     lw = torch.as_tensor(log_weights).detach().double().cpu()
@@ -74,6 +82,16 @@ def reliability_diagram(ax: Axes, reliability: Reliability, *, label: str | None
 
     Raises:
         TypeError: ``ax`` is no axes.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> from avbvi.diagnostics import reliability
+        >>> found = reliability(torch.randn(500) + 0.5, torch.randn(500) - 0.5)
+        >>> ax = plots.reliability_diagram(Figure().subplots(), found, label="adversary")
+        >>> ax.get_title().startswith("adversary: calibration error")
+        True
 
     Source: Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks, ICML.
     """

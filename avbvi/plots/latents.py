@@ -44,6 +44,15 @@ def latent_map(
     Raises:
         TypeError: ``ax`` is no axes, or ``prior`` no bool.
         ValueError: latents or classes of another shape, or not one name per class.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> z, digits = torch.randn(100, 2), torch.arange(100) % 10
+        >>> ax = plots.latent_map(Figure().subplots(), z, digits)
+        >>> len(ax.collections)  # one for each class
+        10
     """
     points = array(latents)
     if points.ndim not in (2, 3) or points.shape[-1] != 2 or not points.size:

@@ -116,6 +116,14 @@ def loss_curve(
     Raises:
         TypeError: ``ax`` is no axes, or ``every`` no integer.
         ValueError: there are no losses, or they are not (n,).
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from avbvi import plots
+        >>> losses = [3.0, 2.0, 1.5, 1.4, 1.3]  # such as svi.step(...) returns
+        >>> ax = plots.loss_curve(Figure().subplots(), {"ADVI": losses}, label="negative ELBO (nats)")
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('step', 'negative ELBO (nats)')
     """
     every = integer("every", every, 1)
     named = losses if isinstance(losses, Mapping) else {"": losses}
@@ -147,6 +155,7 @@ def _averaged(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _range(ax: Axes, values: np.ndarray) -> None:
     """The vertical range of the values that are finite, with a margin."""
+    ax.ticklabel_format(axis="y", useOffset=False)
     finite = values[np.isfinite(values)]
     if len(finite):
         low, high = finite.min(), finite.max()
