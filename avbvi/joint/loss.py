@@ -315,7 +315,7 @@ class OneGameLoss(JointAdversarialLoss):
 
     Args:
         adversary: the network; ``None`` takes the subclass's default.
-        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.

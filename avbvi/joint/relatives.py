@@ -25,7 +25,7 @@ class AdversarialAutoencoderLoss(OneGameLoss):
 
     Args:
         adversary: T(z); a :class:`~avbvi.ResidualAdversary` by default.
-        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.
@@ -74,7 +74,7 @@ class AdversarialInferenceLoss(OneGameLoss):
 
     Args:
         adversary: T(x, z); a :class:`~avbvi.JointAdversary` by default.
-        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.
@@ -125,7 +125,7 @@ class GenerativeAdversarialLoss(OneGameLoss):
 
     Args:
         adversary: T(x); a :class:`~avbvi.ResidualAdversary` of the flattened data by default.
-        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.

@@ -63,7 +63,7 @@ class OneSidedELBO(OneGameLoss):
 
     Args:
         adversary: the network; ``None`` takes the subclass's default.
-        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.
@@ -103,7 +103,7 @@ class ReconstructionELBO(OneSidedELBO):
 
     Args:
         adversary: f1; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
-        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.
@@ -156,7 +156,7 @@ class GenerationELBO(OneSidedELBO):
 
     Args:
         adversary: f2; a :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
-        adversary_lr: learning rate of its Adam (betas 0.5, 0.999).
+        adversary_lr: learning rate of its Adam (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.
@@ -210,7 +210,7 @@ class SymmetricAdversarialELBO(JointAdversarialLoss):
 
     Args:
         adversaries: f1 and f2; two :class:`~avbvi.JointAdversary` with ``quadratic`` by default.
-        adversary_lr: learning rate of their Adams (betas 0.5, 0.999).
+        adversary_lr: learning rate of their Adams (betas 0.5, 0.999), by default 0.002.
         steps: number of training calls to come (:class:`~avbvi.joint.JointAdversarialLoss`).
         adversary_steps: steps of the adversary per outer step.
         pretrain_steps: those before the first outer step.
