@@ -14,8 +14,6 @@ ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`(~?)([^`<]+)`")
 STARRED = re.compile(r"(?<![\\`*])\*(?=[a-zA-Z])")
 EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 CODE = re.compile(r" *(>>>|\.\.\.) ")
-#: An entry for several parameters at once, which the parser of docstrings does not know.
-SHARED = re.compile(r"^( +)([a-z_]\w*)((?:, [a-z_]\w*)+): ", re.MULTILINE)
 
 _log = griffe.get_logger(__name__)
 
@@ -58,11 +56,6 @@ def _found(scope: Any, path: str) -> str | None:
         return None
 
 
-def _apart(entry: re.Match[str]) -> str:
-    indent, first, others = entry.groups()
-    return "".join(f"{indent}{name}: see `{first}`.\n" for name in others.split(", ")[1:]) + f"{indent}{first}: "
-
-
 class Docstrings(griffe.Extension):
     """Rewrite each docstring once its package is loaded."""
 
@@ -70,6 +63,5 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None:
             return
         text = ROLE.sub(lambda found: _reference(found, obj), obj.docstring.value)
-        text = SHARED.sub(_apart, text)
         text = EXAMPLE.sub(r"\1Examples:", text)  # the only word by which griffe knows code
         obj.docstring.value = "\n".join(map(_starred, text.split("\n")))
