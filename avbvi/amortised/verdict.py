@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import Findings, Verdict, limits, reliability
-from ..diagnostics.classify import LOG_2, cross_entropies
+from ..diagnostics.classify import cross_entropies
+from ..diagnostics.verdict import judge_calibration
 from ..estimates import Estimate
 from ..targets import Model
 from .evaluation import (
@@ -172,18 +173,7 @@ def _check_calibration(found: Findings, guide: AmortisedAVBGuide, data: Minibatc
     mean = Estimate(float(entropy.mean()), float(entropy.std()) / math.sqrt(len(entropy)))
     found.figures["calibration_error"] = error
     found.figure("cross_entropy", mean)
-    if not error <= limits.CALIBRATION_ERROR:
-        found.doubt(f"the adversary is miscalibrated, by {error:.3f} on held-out draws", RICHER, LONGER)
-    elif error > limits.ROUGH_CALIBRATION_ERROR:
-        found.remarks.append(
-            f"the learned log q is rough (calibration error {error:.3f}): log_prob and ELBO are less reliable than the "
-            "draws"
-        )
-    else:
-        found.remarks.append(
-            f"the adversary holds on fresh draws: calibration error {error:.3f}, cross-entropy {mean.value:.3f} "
-            f"(chance {LOG_2:.3f})"
-        )
+    judge_calibration(found, error, mean, RICHER, LONGER)
 
 
 def _check_elbo(found: Findings, model: Model, data: Minibatch, terms: DrawTerms) -> None:

@@ -34,6 +34,8 @@ ELBO_EXCESS = 0.05
 
 #: Expected calibration error of the adversary; above the second its log q is called rough, without doubt in the draws.
 CALIBRATION_ERROR, ROUGH_CALIBRATION_ERROR = 0.15, 0.05
+#: Cross-entropy (nats per draw, chance .693) below which the adversary is called saturated, without doubt in the draws.
+SATURATED_CROSS_ENTROPY = 0.1
 #: Cross-entropy (nats per draw) by which a fresh adversary does better.
 CROSS_ENTROPY_EXCESS = 0.05
 

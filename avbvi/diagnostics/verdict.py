@@ -280,6 +280,29 @@ def _check_stein(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, 
         found.doubt(reason, LONGER, REFINE)
 
 
+def judge_calibration(found: Findings, error: float, cross_entropy: Estimate, *remedies: str) -> None:
+    """What the adversary's held-out calibration error and cross-entropy (nats per draw) say of its log q."""
+    if not error <= limits.CALIBRATION_ERROR:
+        found.doubt(f"the adversary is miscalibrated, by {error:.3f} on held-out draws", *remedies)
+    elif error > limits.ROUGH_CALIBRATION_ERROR:
+        found.remarks.append(
+            f"the learned log q is rough (calibration error {error:.3f}): log_prob and ELBO are less reliable than the "
+            "draws"
+        )
+    elif cross_entropy.value < limits.SATURATED_CROSS_ENTROPY:
+        # Where the two laws hardly overlap any large T is calibrated: the loss does not ask for its value.
+        found.remarks.append(
+            f"the adversary is saturated: it nearly always tells draws of q from the contrast's (cross-entropy "
+            f"{cross_entropy.value:.3f}, chance {LOG_2:.3f}), so that the values of log q and of the ELBO are hardly "
+            "learned; a contrast closer to q mends that"
+        )
+    else:
+        found.remarks.append(
+            f"the adversary holds on fresh draws: calibration error {error:.3f}, cross-entropy "
+            f"{cross_entropy.value:.3f} (chance {LOG_2:.3f})"
+        )
+
+
 def _check_adversary(found: Findings, guide: AVBGuide, target: UnconstrainedTarget, n: int, kept: Evidence) -> None:
     """Held-out calibration of T, and a fresh adversary beside it."""
     calibration = calibrate(guide, target, n)
@@ -293,18 +316,8 @@ def _check_adversary(found: Findings, guide: AVBGuide, target: UnconstrainedTarg
             f"{calibration.fresh_cross_entropy.value:.3f} against {calibration.cross_entropy.value:.3f}"
         )
         found.doubt(reason, LONGER)
-    elif not calibration.reliability.error <= limits.CALIBRATION_ERROR:
-        found.doubt(f"the adversary is miscalibrated, by {calibration.reliability.error:.3f} on held-out draws", LONGER)
-    elif calibration.reliability.error > limits.ROUGH_CALIBRATION_ERROR:
-        found.remarks.append(
-            f"the learned log q is rough (calibration error {calibration.reliability.error:.3f}): "
-            "log_prob and ELBO are less reliable than the draws"
-        )
     else:
-        found.remarks.append(
-            f"the adversary holds on fresh draws: calibration error {calibration.reliability.error:.3f}, cross-entropy "
-            f"{calibration.cross_entropy.value:.3f} (chance {LOG_2:.3f})"
-        )
+        judge_calibration(found, calibration.reliability.error, calibration.cross_entropy, LONGER)
     kept.note_weights(calibration.log_weights, "freshly learned density")
     weights = summarise_weights(calibration.log_weights)
     found.figures["learned_k_hat"], found.figures["learned_kl_by_weights"] = weights.k_hat, weights.kl

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from avbvi.diagnostics import StageComparison, Verdict, judge, mode_shares, stein_matrix
+from avbvi.diagnostics import Findings, StageComparison, Verdict, judge, mode_shares, reliability, stein_matrix
+from avbvi.diagnostics.verdict import judge_calibration
 from avbvi.estimates import Estimate
 from avbvi.guides import ADVERSARIAL, AVBGuide
 from avbvi.log_density import LogDensity
@@ -236,6 +237,18 @@ def test_a_miscalibrated_adversary_is_suspect() -> None:
     verdict = verdict_on(guide, target)
     assert verdict.status == "ok"
     assert any("log q is rough" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(("apart", "words"), [(1.0, "holds on fresh draws"), (8.0, "is saturated")])
+def test_a_saturated_adversary_is_named(apart: float, words: str) -> None:
+    # T = apart * z is exact for unit normals at +-apart / 2: calibrated either way, its size arbitrary far apart.
+    t_q, t_r = apart * (torch.randn(2, 20_000) + 0.5 * apart * torch.tensor([[1.0], [-1.0]]))
+    entropy = torch.nn.functional.softplus(torch.cat([-t_q, t_r]))
+    found = Findings()
+    judge_calibration(found, reliability(t_q, t_r).error, Estimate(float(entropy.mean()), 0.0))
+    verdict = found.verdict()
+    assert verdict.status == "ok"
+    assert any(f"the adversary {words}" in reason for reason in verdict.reasons)
 
 
 def test_shares_of_modes() -> None:
