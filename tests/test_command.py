@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,9 @@ def test_importing_avbvi_imports_no_templates() -> None:
     code = "import sys, avbvi; print([m for m in ('jinja2', 'avbvi.reports', 'avbvi.command') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_command_is_declared() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["avbvi"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
