@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from .diagnostics import Verdict
 
+__all__ = ["Run"]
+
 if TYPE_CHECKING:
     from .recovery import Recovery
 
@@ -16,13 +18,20 @@ MANY_ROLLBACKS = 5
 
 @dataclass
 class Run:
-    """How a fit came about: seed, steps done, seconds taken, and the curve of the loss.
+    """How a fit came about: ``posterior.run``.
 
-    ``history`` holds lists of equal length: ``step``, ``elbo`` (noisy estimate at that step) and
-    ``stage`` (0 trunk, 1 adversarial). ``stopped_at`` is the step at which a stopping rule found the trunk
-    converged; None where it did not, or there was no rule. ``rollbacks`` counts how often the run broke down and went
-    on from an earlier state with half the learning rates; ``interrupted``, whether Ctrl-C ended it.
-    ``execution`` tells in words whether steps were captured as CUDA graphs, and if not, why.
+    Args:
+        seed: what made the run reproducible; ``None`` where no seed was given.
+        steps: number of steps done.
+        seconds: length of the run, parts before an interruption included.
+        skipped_steps: number of steps left out because a gradient was not finite.
+        stopped_at: the step at which a stopping rule found the trunk converged; ``None`` where it did not, or there
+            was no rule.
+        rollbacks: how often the run broke down and went on from an earlier state with half the learning rates.
+        interrupted: whether Ctrl-C ended the run.
+        execution: in words, whether the model was recorded and steps compiled or captured, and if not, why.
+        history: lists of equal length: ``step``, ``elbo`` (nats; noisy estimate at that step) and ``stage`` (0 trunk,
+            1 adversarial).
     """
 
     seed: int | None = None

@@ -91,4 +91,5 @@ WITHOUT_SOURCE: dict[str, str] = {
     "avbvi.latent_figures.reconstruction_error": PLAIN,
     "avbvi.load": OWN,
     "avbvi.rmse": PLAIN,
+    "avbvi.runs.Run": OPTIONS,
 }

@@ -17,6 +17,7 @@ MODULES = (
     "avbvi.joint",
     "avbvi.latent_figures",
     "avbvi.plots",
+    "avbvi.runs",
     "avbvi.sample_figures",
 )
 
