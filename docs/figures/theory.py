@@ -38,7 +38,6 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "legend.frameon": False,
     "legend.labelcolor": GREY,
-    "svg.fonttype": "none",
     "svg.hashsalt": "avbvi",
     "text.color": GREY,
     "xtick.color": GREY,
@@ -240,7 +239,8 @@ def main(names: list[str]) -> None:
         torch.manual_seed(0)
         figure = FIGURES[name]()
         path = FOLDER / f"{name}.svg"
-        figure.savefig(path, transparent=True, dpi=200, metadata={"Date": None})
+        with plt.rc_context(STYLE):
+            figure.savefig(path, transparent=True, dpi=200, metadata={"Date": None})
         plt.close(figure)
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
 
