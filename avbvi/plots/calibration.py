@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
+from ..arguments import instance
 from ..ranks import Calibration
 from .theme import LINES, drawing_on, new_figure, style
 
@@ -32,9 +34,10 @@ def ecdf_panel(ax: Axes, calibration: Calibration, name: str, *, level: float = 
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or ``calibration`` no study.
         ValueError: an unknown statistic, or a level that is not between 0 and 1.
     """
+    _check(calibration)
     band = calibration.band(level)
     difference = calibration.ecdf_difference(name)
     points = np.concatenate([[0.0], band.points, [1.0]])
@@ -70,9 +73,10 @@ def rank_panel(ax: Axes, calibration: Calibration, name: str, *, level: float = 
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or ``calibration`` no study.
         ValueError: an unknown statistic.
     """
+    _check(calibration)
     n = calibration.band().n
     values = calibration.draws + 1
     bins = min(values, int(np.clip(n // 10, 5, MOST_BINS)))
@@ -118,9 +122,10 @@ def coverage_panel(ax: Axes, calibration: Calibration, names: Sequence[str]) -> 
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or ``calibration`` no study.
         ValueError: no or unknown statistics.
     """
+    _check(calibration)
     if not names:
         raise ValueError("names must not be empty")
     levels = np.linspace(0.02, 0.98, 49).tolist()
@@ -168,8 +173,10 @@ def plot_sbc(
         A figure without a window; ``figure.savefig(path)`` writes it.
 
     Raises:
+        TypeError: ``calibration`` is no study.
         ValueError: no or unknown statistics, or no simulation has ranks.
     """
+    _check(calibration)
     calibration.band()
     if names is None:
         names = list(calibration.ranks)
@@ -185,3 +192,7 @@ def plot_sbc(
             coverage_panel(row[2], calibration, [name])
             row[0].set_title(f"{name}  (adjusted p {calibration.adjusted_p_values[name]:.2g})", loc="left")
     return figure
+
+
+def _check(calibration: Any) -> None:
+    instance("calibration", calibration, Calibration, "what avbvi.sbc returned")

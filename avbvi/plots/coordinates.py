@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..arguments import found, real_tensor
+
 #: A scalar of a draw: a site's name, or the name and the index of one of its elements (those in row-major order).
 Coordinate = str | tuple[str, int]
 #: x from, x to, y from, y to.
@@ -21,17 +23,35 @@ def array(value: Any) -> np.ndarray:
     return np.asarray(value, dtype=np.float64)
 
 
+def finite(name: str, value: Any) -> np.ndarray:
+    """:func:`array` of finite numbers.
+
+    Raises:
+        TypeError: it holds no real numbers.
+        ValueError: NaN or infinity among them.
+    """
+    if not isinstance(value, Tensor | np.ndarray):
+        value = real_tensor(name, value)
+    try:
+        numbers = array(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold real numbers, found {found(value)}") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be finite, found NaN or infinite values")
+    return numbers
+
+
 def coordinate(draws: Mapping[str, Any], which: Coordinate) -> np.ndarray:
     """One scalar (n,) of draws {site: (n, *shape)}.
 
     Raises:
         KeyError: the draws lack the site.
-        ValueError: it is no scalar, or has no such element.
+        ValueError: it is no scalar, has no such element, or is not finite.
     """
     site = which if isinstance(which, str) else which[0]
     if site not in draws:
         raise KeyError(f"the draws have no site {site!r}; they have {sorted(draws)}")
-    value = array(draws[site])
+    value = finite(f"draws[{site!r}]", draws[site])
     if not isinstance(which, str):
         value = value.reshape(len(value), -1)
         if not 0 <= which[1] < value.shape[1]:
@@ -46,11 +66,11 @@ def coordinate(draws: Mapping[str, Any], which: Coordinate) -> np.ndarray:
 
 def scalars(draws: Mapping[str, Any], most: int) -> list[Coordinate]:
     """The first ``most`` scalars of draws {site: (n, *shape)}, in order."""
-    found: list[Coordinate] = []
+    first: list[Coordinate] = []
     for site, value in draws.items():
         width = int(np.prod(np.shape(value)[1:]))
-        found += [site] if len(np.shape(value)) == 1 else [(site, i) for i in range(width)]
-    return found[:most]
+        first += [site] if len(np.shape(value)) == 1 else [(site, i) for i in range(width)]
+    return first[:most]
 
 
 def coordinate_name(which: Coordinate) -> str:
@@ -73,8 +93,10 @@ def grid(limits: Limits, n: int) -> tuple[np.ndarray, np.ndarray]:
     """x and y (n, n) of a grid over the limits.
 
     Raises:
-        ValueError: the limits are not in order.
+        ValueError: the limits are not four, or not in order.
     """
+    if len(limits) != 4:
+        raise ValueError(f"limits must be (x from, x to, y from, y to), found {limits}")
     x_from, x_to, y_from, y_to = limits
     if not (x_from < x_to and y_from < y_to):
         raise ValueError(f"limits must be (x from, x to, y from, y to) in order, found {limits}")

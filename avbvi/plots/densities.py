@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from torch import Tensor
 
-from .coordinates import Limits, array, grid, thinned
+from .coordinates import Limits, array, finite, grid, thinned
 from .theme import drawing_on
 
 MOST_DOTS = 5000
@@ -179,7 +179,7 @@ def dots(ax: Axes, draws: Any, colour: str | None = None) -> None:
     Raises:
         ValueError: ``draws`` has another shape.
     """
-    points = array(draws)
+    points = finite("draws", draws)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"draws must have shape (n, 2), found {tuple(points.shape)}")
     points = thinned(points, MOST_DOTS)

@@ -13,9 +13,9 @@ from scipy.stats import gaussian_kde
 from .coordinates import (
     Coordinate,
     Limits,
-    array,
     coordinate,
     coordinate_name,
+    finite,
     grid,
     scalars,
     thinned,
@@ -46,7 +46,8 @@ def kde_panel(ax: Axes, x: Any, y: Any, *, limits: Limits | None = None, label: 
 
     Raises:
         TypeError: ``ax`` is no axes.
-        ValueError: x and y differ in shape, are not one-dimensional, are fewer than 3, or lie on a line.
+        ValueError: x and y differ in shape, are not one-dimensional or finite, are fewer than 3, or lie on a line; or
+            limits that are not in order.
 
     Example:
         >>> import torch
@@ -134,7 +135,7 @@ def marginal_panel(
 
     Raises:
         TypeError: ``ax`` is no axes.
-        ValueError: no sets, or draws that are not (n,), fewer than 3, or all equal.
+        ValueError: no sets, or draws that are not (n,) or finite, fewer than 3, or all equal.
 
     Example:
         >>> import torch
@@ -148,7 +149,7 @@ def marginal_panel(
     if not sets:
         raise ValueError("sets must not be empty")
     with drawing_on(ax) as theme:
-        values = {name: array(x) for name, x in sets.items()}
+        values = {name: finite(f"sets[{name!r}]", x) for name, x in sets.items()}
         for name, x in values.items():
             if x.ndim != 1 or len(x) < 3 or not np.ptp(x) > 0.0:
                 raise ValueError(
@@ -262,7 +263,7 @@ def share_levels(height: np.ndarray, shares: Sequence[float]) -> list[float]:
 
 
 def _points(x: Any, y: Any) -> np.ndarray:
-    x, y = array(x), array(y)
+    x, y = finite("x", x), finite("y", y)
     if x.shape != y.shape:
         raise ValueError(f"x and y must have the same shape (n,), found {x.shape} and {y.shape}")
     if x.ndim != 1 or len(x) < 3:

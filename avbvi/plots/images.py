@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..arguments import integer, positive_number
-from .coordinates import array
+from .coordinates import finite
 from .theme import drawing_on, new_figure, style
 
 #: Pixels between images.
@@ -45,19 +45,7 @@ def image_panel(ax: Axes, images: Any, *, columns: int | None = None, label: str
     """
     pictures = _images("images", images)
     across = max(1, round(math.sqrt(len(pictures)))) if columns is None else integer("columns", columns, 1)
-    with drawing_on(ax) as theme:
-        sheet = _tiled(pictures, across)
-        if sheet.ndim == 2:
-            ax.imshow(np.ma.masked_invalid(sheet), cmap=theme.image, vmin=0.0, vmax=1.0, interpolation="nearest")
-        else:
-            blank = np.isnan(sheet).any(-1, keepdims=True)
-            ax.imshow(
-                np.concatenate([np.nan_to_num(sheet), 1.0 - blank], -1), interpolation="nearest"
-            )  # transparent between the images
-        ax.set_axis_off()
-        if label is not None:
-            ax.set_title(label)
-    return ax
+    return _drawn(ax, pictures, across, label)
 
 
 def reconstruction_panel(
@@ -98,7 +86,7 @@ def reconstruction_panel(
             row = pictures[first : first + across]
             rest = np.full((across - len(row), *row.shape[1:]), np.nan)
             rows.append(np.concatenate([row, rest]))
-    return image_panel(ax, np.concatenate(rows), columns=across, label=label)
+    return _drawn(ax, np.concatenate(rows), across, label)
 
 
 def image_grid(
@@ -140,13 +128,30 @@ def image_grid(
     return figure
 
 
+def _drawn(ax: Axes, pictures: np.ndarray, across: int, label: str | None) -> Axes:
+    """Images (n, channels, height, width) in rows of ``across``, blank where they are NaN."""
+    with drawing_on(ax) as theme:
+        sheet = _tiled(pictures, across)
+        if sheet.ndim == 2:
+            ax.imshow(np.ma.masked_invalid(sheet), cmap=theme.image, vmin=0.0, vmax=1.0, interpolation="nearest")
+        else:
+            blank = np.isnan(sheet).any(-1, keepdims=True)
+            ax.imshow(
+                np.concatenate([np.nan_to_num(sheet), 1.0 - blank], -1), interpolation="nearest"
+            )  # transparent between the images
+        ax.set_axis_off()
+        if label is not None:
+            ax.set_title(label)
+    return ax
+
+
 def _images(name: str, images: Any) -> np.ndarray:
     """Images (n, channels, height, width), clipped to [0, 1].
 
     Raises:
         ValueError: another shape, or none.
     """
-    pictures = array(images)
+    pictures = finite(name, images)
     if pictures.ndim == 3:
         pictures = pictures[:, None]
     if pictures.ndim != 4 or pictures.shape[1] not in (1, 3) or not pictures.size:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from ..arguments import instance, real_tensor
 from ..diagnostics import K_HAT_LIMIT, MomentShift, Reliability, pareto_smooth
 from .theme import drawing_on
 
@@ -30,7 +31,7 @@ def importance_weights(ax: Axes, log_weights: Any, *, label: str | None = None) 
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or the weights are no numbers.
         ValueError: see :func:`~avbvi.diagnostics.pareto_smooth`.
 
     Example:
@@ -43,7 +44,7 @@ def importance_weights(ax: Axes, log_weights: Any, *, label: str | None = None) 
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
-    lw = torch.as_tensor(log_weights).detach().double().cpu()
+    lw = real_tensor("log_weights", log_weights).detach().double().cpu()
     smoothed, k_hat = pareto_smooth(lw)
     n = len(lw)
     rank = np.arange(1, n + 1)
@@ -81,7 +82,7 @@ def reliability_diagram(ax: Axes, reliability: Reliability, *, label: str | None
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or ``reliability`` of another kind.
 
     Example:
         >>> import torch
@@ -95,6 +96,7 @@ def reliability_diagram(ax: Axes, reliability: Reliability, *, label: str | None
 
     Source: Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks, ICML.
     """
+    instance("reliability", reliability, Reliability, "what avbvi.diagnostics.reliability returned")
     full = (reliability.counts > 0).cpu().numpy()
     predicted, observed = (x.cpu().numpy()[full] for x in (reliability.predicted, reliability.observed))
     counts = reliability.counts.cpu().numpy()[full]
@@ -126,9 +128,10 @@ def moment_shift_panel(
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or ``shift`` of another kind.
         ValueError: not one name per coordinate.
     """
+    instance("shift", shift, MomentShift, "what avbvi.diagnostics.moment_shift returned")
     dim = len(shift.shifts)
     if names is not None and len(names) != dim:
         raise ValueError(f"names must have one entry per coordinate ({dim}), found {len(names)}")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
 from ..arguments import flag
-from .coordinates import array, thinned
+from .coordinates import finite, thinned
 from .theme import MARKERS, Theme, drawing_on
 
 MOST_DRAWS = 5000
@@ -54,7 +54,7 @@ def latent_map(
         >>> len(ax.collections)  # one for each class
         10
     """
-    points = array(latents)
+    points = finite("latents", latents)
     if points.ndim not in (2, 3) or points.shape[-1] != 2 or not points.size:
         raise ValueError(f"latents must have shape (n, 2) or (m, n, 2), found {points.shape}")
     each = np.asarray(classes)

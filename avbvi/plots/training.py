@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..arguments import integer
+from ..arguments import found, integer
 from ..estimates import Estimate
 from .coordinates import array
 from .theme import LINES, drawing_on
@@ -35,9 +35,10 @@ def training_curve(ax: Axes, posterior: Posterior, *, log_evidence: float | None
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or ``posterior`` no fit.
         ValueError: the run recorded nothing (it had fewer than 10 steps).
     """
+    _check(posterior)
     history = posterior.run.history
     step, elbo = array(history["step"]), array(history["elbo"])
     if not len(step):
@@ -76,9 +77,10 @@ def elbo_trace(ax: Axes, posterior: Posterior, *, log_evidence: float | None = N
         The axes.
 
     Raises:
-        TypeError: ``ax`` is no axes.
+        TypeError: ``ax`` is no axes, or ``posterior`` no fit.
         ValueError: the run recorded nothing (it had fewer than 10 steps).
     """
+    _check(posterior)
     figures = posterior.verdict.figures
     by_weights = figures.get("log_evidence", math.nan)
     final = Estimate(figures.get("elbo", math.nan), figures.get("elbo_stderr", math.nan))
@@ -145,6 +147,11 @@ def loss_curve(
         if any(values):
             _legend_above(ax)
     return ax
+
+
+def _check(posterior: Any) -> None:
+    if not hasattr(posterior, "run") or not hasattr(posterior, "verdict"):
+        raise TypeError(f"posterior must be what avbvi.fit returned, found {found(posterior)}")
 
 
 def _averaged(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,6 +148,37 @@ def test_each_line_of_a_panel_is_told_without_colour(name: str) -> None:
     assert len(set(looks)) == len(looks)
 
 
+NAN = torch.tensor([0.0, 1.0, 2.0, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda ax: plots.kde_panel(ax, NAN, torch.randn(4)), ValueError, "x must be finite, found NaN"),
+        (lambda ax: plots.kde_panel(ax, torch.randn(4), NAN), ValueError, "y must be finite, found NaN"),
+        (lambda ax: plots.kde_panel(ax, "x", "y"), TypeError, "x must be a tensor, array or list"),
+        (lambda ax: plots.kde_panel(ax, np.array(["a"] * 4), NAN), TypeError, "x must hold real numbers"),
+        (lambda ax: plots.kde_panel(ax, *torch.randn(2, 9), limits=(0, 1)), ValueError, "limits must be"),
+        (lambda ax: plots.marginal_panel(ax, {"a": NAN}), ValueError, r"sets\['a'\] must be finite"),
+        (lambda ax: plots.pair_grid({"a": {"mu": NAN, "tau": NAN}}), ValueError, r"draws\['mu'\] must be finite"),
+        (lambda ax: plots.latent_map(ax, NAN.reshape(2, 2), [0, 1]), ValueError, "latents must be finite"),
+        (lambda ax: plots.image_panel(ax, NAN.reshape(1, 2, 2)), ValueError, "images must be finite"),
+        (lambda ax: plots.importance_weights(ax, "w"), TypeError, "log_weights must be a tensor"),
+        (lambda ax: plots.reliability_diagram(ax, 0.1), TypeError, "reliability must be what"),
+        (lambda ax: plots.moment_shift_panel(ax, NAN), TypeError, "shift must be what"),
+        (lambda ax: plots.training_curve(ax, {"elbo": [1.0]}), TypeError, "posterior must be what avbvi.fit returned"),
+        (lambda ax: plots.elbo_trace(ax, None), TypeError, "posterior must be what avbvi.fit returned"),
+        (lambda ax: plots.ecdf_panel(ax, [1, 2], "mu"), TypeError, "calibration must be what avbvi.sbc returned"),
+        (lambda ax: plots.rank_panel(ax, [1, 2], "mu"), TypeError, "calibration must be what avbvi.sbc returned"),
+        (lambda ax: plots.coverage_panel(ax, [1, 2], ["mu"]), TypeError, "calibration must be what avbvi.sbc returned"),
+        (lambda ax: plots.plot_sbc([1, 2]), TypeError, "calibration must be what avbvi.sbc returned"),
+    ],
+)
+def test_a_refusal_names_the_argument(call: Callable[[Axes], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(Figure().subplots())
+
+
 def test_import_changes_no_global_state() -> None:
     code = """
 import matplotlib, sys

@@ -27,7 +27,7 @@ def run(steps: int, adversarial_from: int | None = None) -> Any:
         history["step"].append(float(step))
         history["elbo"].append(-12.0 - 1000.0 / step**1.5)
         history["stage"].append(float(adversarial_from is not None and step > adversarial_from))
-    return SimpleNamespace(run=Run(steps=steps, history=history))
+    return SimpleNamespace(run=Run(steps=steps, history=history), verdict=None)
 
 
 def test_training_curve(ax: Axes) -> None:
