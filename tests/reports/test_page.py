@@ -214,6 +214,9 @@ def test_a_browser_shows_it_without_a_request_or_an_error(page: Path) -> None:
             grounds.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
             for colour, ground in (("p", "section"), (".verdict p", ".verdict"), ("caption", "section")):
                 assert contrast(shown, colour, ground) >= 4.5
+            shown.emulate_media(media="print")
+            assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+            assert shown.evaluate("[...document.images].every(i => i.currentSrc === i.getAttribute('src'))")
             context.close()
         assert grounds[0] == grounds[2] != grounds[1] == grounds[3]
 
