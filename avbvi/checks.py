@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .arguments import memory
 from .errors import ModelError
+from .remedies import innermost, remedy, shortened
 from .rng import seeded
 from .samplers import Sampler
 from .targets import Model, UnconstrainedTarget
@@ -71,25 +72,22 @@ def _run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine
     traced = poutine.trace(model)
     try:
         trace: poutine.Trace = poutine.block(traced.get_trace)(*args, **kwargs)
-    except ModelError:
-        raise
+    except ModelError as error:
+        refusal = innermost(error)
+        raise refusal from refusal.__cause__
     except NotImplementedError as error:
         raise ModelError(
-            f"the model has a site that can't be drawn from ({_first(error)}), and a fit starts from draws of the "
+            f"the model has a site that can't be drawn from ({shortened(error)}), and a fit starts from draws of the "
             "prior; give the site a proper prior, or write the density as a LogDensity"
         ) from error
     except (ArithmeticError, RuntimeError, ValueError, IndexError) as error:
         last = [name for name, node in traced.trace.nodes.items() if node["type"] == "sample"][-1:]
+        advice = remedy(error, args, kwargs) or "Call it by itself with the same arguments to see where"
         raise ModelError(
             f"the model failed when run on draws of its prior (last site reached: {last[0] if last else 'none'!r}): "
-            f"{_first(error)}. Call it by itself with the same arguments to see where"
+            f"{shortened(error)}. {advice}"
         ) from error
     return trace
-
-
-def _first(error: Exception) -> str:
-    """The error's message without the table of shapes that Pyro appends."""
-    return str(error).partition("\nTrace Shapes:")[0]
 
 
 def _check_data(trace: poutine.Trace) -> None:
@@ -166,6 +164,21 @@ def check_name_is_free(name: str, guide: nn.Module) -> None:
             raise ValueError(
                 f"name={name!r} is already used by another guide in Pyro's parameter store, whose "
                 "parameters would be trained instead; choose another name or call pyro.clear_param_store()"
+            )
+
+
+def check_store(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise if Pyro's store has another module's parameters under the names of the model's: SVI would train those."""
+    with torch.no_grad(), seeded(0), poutine.block(), poutine.trace(param_only=True) as capture:
+        model(*args, **kwargs)
+    for name, site in capture.trace.nodes.items():
+        given = site["args"][1] if len(site["args"]) > 1 else None
+        if isinstance(given, nn.Parameter) and site["value"].unconstrained() is not given:
+            module = name.partition("$$$")[0]
+            raise ModelError(
+                f"the module {module!r} of this model is not the one that Pyro's parameter store knows by that name: "
+                "SVI would train the other one and leave this model's as it is. Call pyro.clear_param_store() before "
+                f"the second fit, or give pyro.module({module!r}, ...) another name"
             )
 
 

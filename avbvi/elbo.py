@@ -18,6 +18,7 @@ from torch import Tensor
 from .amortised.guide import AmortisedAVBGuide
 from .annealing import Annealed
 from .arguments import flag, instance, integer, positive_integer, positive_number
+from .checks import check_store
 from .control import StepPlan
 from .diagnostics import choose_stage
 from .direct import is_direct, loss_and_gradients, negative_elbo
@@ -29,6 +30,7 @@ from .guides import ADVERSARIAL, TRUNK, AVBGuide
 from .optimisers import scheduled_adam
 from .particles import PARTICLES, PARTICLES_PER_DATUM, default_adversary_batch, set_particles, set_plate_nesting
 from .recording.steps import CompiledStep
+from .remedies import spelled
 from .schedules import Clock, OpenEnded, Schedule
 from .targets import Model
 from .trainers import Trainers, avb_guides
@@ -83,6 +85,7 @@ class AdversarialELBO(ELBO):
     contrasts, and Prop. 2 for the gradient; ``anneal`` and ``polish`` of the schedule are this project's.
     """
 
+    @spelled
     def __init__(
         self,
         elbo: ELBO | None = None,
@@ -238,7 +241,10 @@ class AdversarialELBO(ELBO):
         Raises:
             NonFiniteError: too many non-finite losses or gradients in a row.
         """
+        first = not all(g.started for g in avb_guides(guide))
         guides = self._ready(model, guide, args, kwargs)
+        if first:  # SVI: fit has started its guide before, and trains the model's own parameters
+            check_store(model, args, kwargs)
         with divided(self._training(model, guides, args, kwargs), self, guides, args, kwargs) as (annealed, n):
             if is_direct(self.elbo, guide):
                 loss = averaged(lambda: loss_and_gradients(guide, n, self.compiled), guide)

@@ -30,6 +30,7 @@ from .guides import AVBGuide
 from .model_state import modules_of
 from .posterior import Posterior
 from .precision import Precision
+from .remedies import spelled
 from .rng import seeded
 from .schedules import OpenEnded
 from .stopping import Stopping
@@ -43,6 +44,7 @@ DEFAULT_EPOCHS = 20
 MOST_STEPS = 20 * DEFAULT_STEPS
 
 
+@spelled
 @distributed.together_unless_alone()
 def fit(
     model: Model,

@@ -26,6 +26,7 @@ from .hints import hint
 from .host_buffers import HostBuffers
 from .layout import LatentLayout
 from .placing import place_by_prior, place_by_search
+from .remedies import spelled
 from .rng import seeded
 from .samplers import ResidualSampler, Sampler, as_sampler
 from .starts import Effort, LaplaceModes
@@ -102,6 +103,7 @@ class AVBGuide(HostBuffers, AutoContinuous):
         guide: AVBGuide = super().__new__(cls)
         return guide
 
+    @spelled
     def __init__(
         self,
         model: Model,

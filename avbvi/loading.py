@@ -19,10 +19,12 @@ from .integrity import check_entries, damage
 from .model_state import claim_parameters, model_buffers, model_parameters, put_to_rest
 from .parts import rebuild
 from .posterior import ROLES, Posterior, check_report, read_comparison, read_content, site_table
+from .remedies import spelled
 from .runs import Run
 from .targets import Model
 
 
+@spelled
 def load(
     path: str | os.PathLike[str], model: Model, *args: Any, guide: AVBGuide | None = None, **kwargs: Any
 ) -> Posterior:

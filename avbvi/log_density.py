@@ -13,6 +13,7 @@ from torch.distributions import biject_to, constraints
 
 from .arguments import flag, function, integers
 from .errors import ModelError
+from .remedies import remedy, shortened, spelled
 from .supports import Sites, check_name, checked_init, checked_sites
 
 
@@ -47,6 +48,7 @@ class LogDensity:
         torch.Size([2])
     """
 
+    @spelled
     def __init__(
         self,
         log_prob: Callable[[Any], Tensor],
@@ -114,18 +116,18 @@ class LogDensity:
                 else "one draw at a time, through torch.vmap, which allows no item() and no if"
             )
             raise ModelError(
-                f"log_prob failed on {what} ({type(error).__name__}: {error}). With batched={self.batched} it "
-                f"gets {hint}"
+                f"log_prob failed on {what} ({type(error).__name__}: {shortened(error)}). "
+                + (remedy(error) or f"With batched={self.batched} it gets {hint}")
             ) from error
         if versions != [value._version for value in values.values()]:
             raise ModelError("log_prob changes its argument in place; work on a copy, or use operations without _")
         if not isinstance(result, Tensor):
             raise ModelError(f"log_prob must return a torch.Tensor, found {type(result).__name__}")
         if result.shape != batch:
+            draws = (1,) if self.batched and not batch else tuple(batch)
             raise ModelError(
-                f"log_prob must return shape {tuple(batch)} for values of shape {tuple(first.shape)} "
-                f"(one number per draw), found {tuple(result.shape)}"
-                + ("; for a function of one draw pass batched=False" if self.batched else "")
+                f"log_prob must return shape {draws} for values of shape {(*draws, *shape)} (one number per draw), "
+                f"found {tuple(result.shape)}{self._misshapen(tuple(result.shape), draws, tuple(shape))}"
             )
         if result.dtype != first.dtype:
             raise ModelError(
@@ -133,6 +135,19 @@ class LogDensity:
                 "convert the data that it closes over"
             )
         return result
+
+    def _misshapen(self, found: tuple[int, ...], draws: tuple[int, ...], event: tuple[int, ...]) -> str:
+        """What to do about a result of the shape ``found``."""
+        single = "for a function of one draw pass batched=False"
+        dims = tuple(range(-len(event), 0))
+        total = f".sum({dims[0] if len(dims) == 1 else dims})"
+        if event and found == (*draws, *event):
+            return f"; sum over the coordinates of each draw, {total}"
+        if not self.batched:
+            return ""
+        if event and not found:
+            return f"; sum over the coordinates alone, {total}, not over the draws; {single}"
+        return f"; {single}"
 
     def _mapped(self, argument: Any, batch_dims: int) -> Tensor:
         function = self.log_prob

@@ -22,6 +22,7 @@ from .errors import ModelError
 from .layout import LatentLayout
 from .log_density import LogDensity
 from .recording.densities import TracedDensity
+from .remedies import BROADCAST, innermost, remedy, shortened
 from .rng import seeded
 
 Model = Callable[..., Any]
@@ -154,16 +155,17 @@ class UnconstrainedTarget:
         try:
             trace: poutine.Trace = traced.get_trace(*self.args, **self.kwargs)
             trace.compute_log_prob()
-        except ModelError:
-            raise
+        except ModelError as error:
+            refusal = innermost(error)
+            raise refusal from refusal.__cause__
         except (RuntimeError, ValueError, IndexError) as error:
             if not self.vectorize:
                 raise
             last = [n for n, node in traced.trace.nodes.items() if node["type"] == "sample"][-1:]
             raise ModelError(
                 f"the model failed when run for many draws at once inside an outer plate (last site reached: "
-                f"{last[0] if last else 'none'!r}): {error}. If it runs for one draw, make its arithmetic broadcast "
-                "over leading dimensions, or use AdversarialELBO(vectorize_particles=False)"
+                f"{last[0] if last else 'none'!r}): {shortened(error)}. "
+                + (remedy(error, self.args, self.kwargs) or BROADCAST)
             ) from error
         return trace
 

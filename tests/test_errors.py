@@ -152,7 +152,10 @@ def test_log_density_without_finite_values(value: float, message: str) -> None:
 @pytest.mark.parametrize(
     ("log_prob", "message"),
     [
-        (lambda z: -z.square(), r"log_prob must return shape \(\) for values of shape \(2,\) \(one number per draw\)"),
+        (
+            lambda z: -z.square(),
+            r"log_prob must return shape \(1,\) for values of shape \(1, 2\) \(one number per draw\).*; sum over",
+        ),
         (lambda z: -z.square().sum(), r"must return shape \(\d+,\) for values of shape \(\d+, 2\).*batched=False"),
         (lambda z: -z.square().sum(-1).double(), r"must return dtype torch.float32.*found torch.float64.*convert"),
         (lambda z: -float(z.square().sum()), r"must return a torch.Tensor, found float"),

@@ -23,6 +23,7 @@ from ..distributions import Draw, ImplicitDistribution
 from ..divided.division import own_data
 from ..errors import ModelError
 from ..guides import ADVERSARIAL, AVBGuide
+from ..remedies import spelled
 from ..rng import seeded
 from ..samplers import Sampler
 from ..starts import Effort
@@ -90,6 +91,7 @@ class AmortisedAVBGuide(AVBGuide):
 
     is_amortised: ClassVar[bool] = True
 
+    @spelled
     def __init__(
         self,
         model: Model,

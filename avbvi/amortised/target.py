@@ -15,6 +15,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ..errors import ModelError
+from ..remedies import BROADCAST, innermost, remedy, shortened
 from ..rng import seeded
 from ..targets import PARTICLES, Model
 from .layout import Frame, PlateLayout, data_frame
@@ -167,16 +168,17 @@ class DatumTarget:
                 traced.get_trace(*self.args, **self.kwargs)
         except Reached:
             pass
-        except ModelError:
-            raise
+        except ModelError as error:
+            refusal = innermost(error)
+            raise refusal from refusal.__cause__
         except (RuntimeError, ValueError, IndexError) as error:
             if not self.vectorize:
                 raise
             last = [name for name, node in traced.trace.nodes.items() if node["type"] == "sample"][-1:]
             raise ModelError(
                 f"the model failed when run for many draws at once inside an outer plate (last site reached: "
-                f"{last[0] if last else 'none'!r}): {error}. If it runs for one draw, make its arithmetic broadcast "
-                "over leading dimensions, or use AdversarialELBO(vectorize_particles=False)"
+                f"{last[0] if last else 'none'!r}): {shortened(error)}. "
+                + (remedy(error, self.args, self.kwargs) or BROADCAST)
             ) from error
         return prune_subsample_sites(traced.trace)
 

@@ -274,7 +274,9 @@ def _located(file: Any) -> _Rows:
 def _read(path: Path) -> np.memmap:
     """The map of a .npy file."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}" + (" (it is a folder)" if path.is_dir() else ""))
+        what = " (it is a folder)" if path.is_dir() else ""
+        relative = "" if path.is_absolute() else " from the current folder, or a whole path"
+        raise FileNotFoundError(f"there is no file {str(path)!r}{what}; give the path of a .npy file{relative}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:

@@ -170,7 +170,7 @@ def luminance(colour: Any) -> float:
 def _page(ax: Axes) -> tuple[float, ...]:
     """The colour seen behind the axes: theirs over the figure's over white."""
     seen: tuple[float, ...] = (1.0, 1.0, 1.0)
-    root = ax.get_figure(root=True)
+    root = ax.figure.figure  # also of a subfigure; get_figure(root=True) is new in Matplotlib 3.10
     for colour in (*(() if root is None else (root.get_facecolor(),)), ax.get_facecolor()):
         red, green, blue, alpha = to_rgba(colour)
         seen = tuple(alpha * new + (1.0 - alpha) * old for new, old in zip((red, green, blue), seen, strict=True))
