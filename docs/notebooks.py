@@ -132,10 +132,15 @@ def problems(notebook: Any) -> Iterator[str]:
     if not any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs):
         yield "there is no picture"
     yield from faults(notebook)
+    for cell in code:
+        for output in cell.outputs:
+            size = len(base64.b64decode(output.get("data", {}).get("image/png", "")))
+            if size > MOST_IMAGE_BYTES:
+                yield f"cell {cell.execution_count}: image/png of {size} bytes"
 
 
 def faults(notebook: Any) -> Iterator[str]:
-    """What is wrong with the results alone."""
+    """What is wrong with the results of whatever run: errors, warnings, floods of text, traces of the machine."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             yield from (f"cell {cell.execution_count}: {fault}" for fault in _faults(output))
@@ -147,11 +152,10 @@ def _faults(output: Any) -> Iterator[str]:
     if output.get("name") == "stderr":
         yield f"output on stderr: {output.text[:200]}"
     for kind, content in {"text": output.get("text", ""), **output.get("data", {})}.items():
-        picture = kind == "image/png"
-        size = len(base64.b64decode(content)) if picture else len(str(content))
-        if size > (MOST_IMAGE_BYTES if picture else MOST_TEXT_BYTES):
-            yield f"{kind} of {size} bytes"
-        if not picture and (found := OF_THE_MACHINE.search(str(content))):
+        text = "" if kind == "image/png" else str(content)
+        if len(text) > MOST_TEXT_BYTES:
+            yield f"{kind} of {len(text)} bytes"
+        if found := OF_THE_MACHINE.search(text):
             yield f"something of this machine or run, {found[0]!r}, in {kind}"
 
 
