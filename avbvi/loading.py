@@ -14,11 +14,12 @@ from .data.batches import is_loader, reference_batch
 from .diagnostics import Verdict
 from .diagnostics.evidence import Evidence
 from .errors import CheckpointError
+from .fit_files import ROLES, read_comparison, read_content, site_table
 from .guides import AVBGuide
 from .integrity import check_entries, damage
 from .model_state import claim_parameters, model_buffers, model_parameters, put_to_rest
 from .parts import rebuild
-from .posterior import ROLES, Posterior, check_report, read_comparison, read_content, site_table
+from .posterior import Posterior
 from .remedies import spelled
 from .runs import Run
 from .targets import Model
@@ -83,7 +84,7 @@ def load(
         verdict, run = Verdict(**content["verdict"]), Run(**content["run"])
         comparison = read_comparison(content["comparison"])
         evidence = Evidence.from_dict(content["evidence"])
-        check_report(content["report"])
+        _check_report(content["report"])
     guide.setup(*args, **kwargs)
     if site_table(guide) != content["sites"]:
         raise CheckpointError(
@@ -127,3 +128,11 @@ def _restore(mine: dict[str, Tensor], values: dict[str, Tensor], path: str | os.
         )
     for name, value in values.items():
         mine[name].copy_(value)
+
+
+def _check_report(plain: dict[str, Any] | None) -> None:
+    """Raise what can't be read of a file's report as :func:`~avbvi.reports.material.read_summary` does."""
+    if plain is not None:
+        from .reports.material import read_summary  # needed for files with a report only: templates and pictures
+
+        read_summary(plain)

@@ -13,32 +13,18 @@ from torch import Tensor
 
 from .amortised.guide import AmortisedAVBGuide
 from .arguments import fits_in_memory, flag, instance, integer, real_tensor
-from .checkpoints import check_path, read_file, with_keys, write_atomically
+from .checkpoints import check_path, write_atomically
 from .diagnostics import StageComparison, Verdict
 from .diagnostics.evidence import Evidence
 from .estimates import Estimate
 from .export import to_arviz
+from .fit_files import FORMAT, VERSION, part_configurations, plain_comparison, site_table
 from .guides import AVBGuide
 from .model_state import model_buffers, model_parameters, modules_at_hand
-from .parts import Plain
 from .predictive import deterministic, log_joint, predictions
 from .refinement import Refinement, moved_draws, refinement
 from .runs import Run
 from .targets import Model, UnconstrainedTarget
-
-FORMAT = "avbvi-posterior"
-VERSION = 4
-#: The older version that is still read: it has no ``evidence`` and no ``report``.
-OLDER = 3
-#: What a file of a fit has beside format and version.
-KEYS = frozenset(
-    {
-        *("parts", "own_context", "guide", "sites", "needs_model", "vectorize", "model", "buffers"),
-        *("verdict", "comparison", "hmc_steps", "run"),
-    }
-)
-NEWER_KEYS = frozenset({"evidence", "report"})
-ROLES = ("trunk", "sampler", "contrast", "adversary")
 
 
 class Posterior:
@@ -371,52 +357,3 @@ def guide_elbo(guide: AVBGuide, target: UnconstrainedTarget, n: int) -> Estimate
     draw = posterior.draw((n,))
     terms = (target.log_prob(draw.z) - posterior.draw_log_prob(draw)).double()
     return Estimate(float(terms.mean()), float(terms.std() / math.sqrt(n)))
-
-
-def part_configurations(guide: AVBGuide) -> dict[str, Plain | None]:
-    """The parts' configurations by role; ``None`` for a part that can't be rebuilt from plain data."""
-    parts = {role: guide.part(role) for role in ROLES}
-    return {role: part.configuration() if part.is_rebuildable else None for role, part in parts.items()}
-
-
-def site_table(guide: AVBGuide) -> list[list[Any]]:
-    """Names, shapes and widths of the latent sites (one datum's), to tell whether a file belongs to a model."""
-    layout = guide.plate_layout if isinstance(guide, AmortisedAVBGuide) else guide.layout
-    assert layout is not None
-    return [[s.name, list(s.shape), s.stop - s.start] for s in layout.sites]
-
-
-def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a file of a fit, that of an older version with what it lacks left empty.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, foreign, or of a version that is not read.
-    """
-    content = read_file(path, FORMAT, VERSION, KEYS, older={OLDER})
-    if content["version"] == VERSION:
-        return with_keys(content, path, NEWER_KEYS)
-    return {**content, "evidence": {}, "report": None}
-
-
-def check_report(plain: dict[str, Any] | None) -> None:
-    """Raise what can't be read of a file's report as :func:`~avbvi.reports.material.read_summary` does."""
-    if plain is not None:
-        from .reports.material import read_summary
-
-        read_summary(plain)
-
-
-def plain_comparison(comparison: StageComparison | None) -> dict[str, Any] | None:
-    """A comparison of the stages as plain data, for a file."""
-    if comparison is None:
-        return None
-    return {name: list(v) if isinstance(v, Estimate) else v for name, v in vars(comparison).items()}
-
-
-def read_comparison(plain: dict[str, Any] | None) -> StageComparison | None:
-    """What :func:`plain_comparison` was given."""
-    if plain is None:
-        return None
-    arguments: dict[str, Any] = {name: Estimate(*v) if isinstance(v, list) else v for name, v in plain.items()}
-    return StageComparison(**arguments)

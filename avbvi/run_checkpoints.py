@@ -12,7 +12,7 @@ from pyro import poutine
 from . import distributed
 from .checkpoints import read_file, write_atomically
 from .errors import CheckpointError
-from .posterior import part_configurations, plain_comparison, read_comparison, site_table
+from .fit_files import part_configurations, plain_comparison, read_comparison, site_table
 from .rng import rng_state, set_rng_state
 from .starts import LaplaceModes
 from .training_state import named_parameters

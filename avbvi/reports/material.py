@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import distributed
 from ..diagnostics import StageComparison, Verdict, move
 from ..diagnostics.evidence import Evidence
+from ..fit_files import ROLES, VERSION, read_comparison, read_content
 from ..integrity import check_entries, damage
 from ..log_density import LogDensity
 from ..predictive import observed_sites, single_run
@@ -107,8 +108,6 @@ def from_file(path: str | os.PathLike[str]) -> Material:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged or no file of a fit.
     """
-    from ..posterior import ROLES, VERSION, read_comparison, read_content
-
     content = read_content(path)
     check_entries(content, path, ROLES)
     with damage(path):
@@ -159,8 +158,6 @@ def _attempt(compute: Callable[[], T], missing: dict[str, str], name: str) -> T 
 
 
 def _summary(posterior: Posterior, evidence: Evidence) -> Summary:
-    from ..posterior import ROLES
-
     guide, missing = posterior.guide, dict[str, str]()
     coordinates = latents = None
     checks = _attempt(lambda: _checks(posterior), missing, "predictive") or []
