@@ -99,8 +99,8 @@ bench: $(PEERS_INSTALLED) ## Run all benchmarks beside their peers (hours)
 
 .PHONY: clean
 clean: ## Remove caches and build products; the virtual environment stays
-	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist site
-	find avbvi benchmarks examples models tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache build dist site
+	find avbvi benchmarks docs examples models tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: the environment is made once, and updated when what it installs has changed.
 $(INSTALLED): pyproject.toml constraints.txt
