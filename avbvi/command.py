@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"avbvi: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (CheckpointError, ModelError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         print(f"avbvi: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -103,6 +103,8 @@ def _report(options: argparse.Namespace) -> int:
         out = check_page(fit.with_suffix(".html") if options.out is None else options.out, options.title)
     except ValueError as error:
         raise UsageError(f"--out: {error}") from error
+    if out.exists() and out.samefile(fit):
+        raise UsageError(f"the page would replace the fit {str(fit)!r}; give another --out")
     if options.model is None:
         page = write_report(from_file(fit), out, options.title)
     else:

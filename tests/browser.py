@@ -18,7 +18,7 @@ def chromium() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[docs]'")
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
     if program is None:
-        pytest.skip(f"no browser: none of {', '.join(PROGRAMS)} is installed")
+        pytest.skip(f"no browser: none of {', '.join(PROGRAMS)} is installed (Debian and Ubuntu: apt install chromium)")
     with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:

@@ -168,10 +168,8 @@ def use(wheel: Path, folder: Path) -> str:
     run(python, "-W", "error", "-c", IMPORT, cwd=elsewhere, env=env)
     said = run(python, "-c", FIT, cwd=elsewhere, env=env).strip().splitlines()[-1]
     require(f"avbvi {version_of(wheel)}:" in said, f"the version of {wheel.name} is not what avbvi says: {said}")
-    command = binaries / "avbvi"
-    if command.exists():
-        version = run(command, "--version", cwd=elsewhere, env=env)
-        require(version_of(wheel) in version, f"avbvi --version does not name {version_of(wheel)}: {version}")
+    version = run(binaries / "avbvi", "--version", cwd=elsewhere, env=env)
+    require(version_of(wheel) in version, f"avbvi --version does not name {version_of(wheel)}: {version}")
     return said
 
 

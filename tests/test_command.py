@@ -68,6 +68,7 @@ def test_reports_of_what_is_no_fit(saved: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "text.pt").write_text("no fit")
     torch.save({"format": "avbvi-checkpoint", "version": 3}, tmp_path / "run.pt")
     (tmp_path / "half.pt").write_bytes(saved.read_bytes()[:2000])
+    (tmp_path / "fit.html").write_bytes(saved.read_bytes())
     for arguments, status, words in (
         (["none.pt"], 2, "no file 'none.pt'"),
         ([str(tmp_path)], 2, "is a folder"),
@@ -76,6 +77,7 @@ def test_reports_of_what_is_no_fit(saved: Path, tmp_path: Path, capsys: pytest.C
         (["run.pt"], 1, "is no avbvi-posterior file (found 'avbvi-checkpoint')"),
         (["fit.pt", "--out", "out.txt"], 2, "must end in .html"),
         (["fit.pt", "--out", "none/out.html"], 1, "create it first"),
+        (["fit.html"], 2, "would replace the fit 'fit.html'"),
         (["fit.pt", "--model", "given_model"], 2, "must be MODULE:NAME"),
         (["fit.pt", "--model", "no_such_module:model"], 2, "can't be imported"),
         (["fit.pt", "--model", "given_model:nothing"], 2, "has no attribute 'nothing'"),
@@ -87,7 +89,8 @@ def test_reports_of_what_is_no_fit(saved: Path, tmp_path: Path, capsys: pytest.C
         assert err.startswith("avbvi: ")
         assert words in err
         assert "Traceback" not in err
-    assert not list(tmp_path.glob("*.html"))
+    assert [path.name for path in tmp_path.glob("*.html")] == ["fit.html"]
+    assert (tmp_path / "fit.html").read_bytes() == saved.read_bytes()
 
 
 def test_a_report_with_and_without_the_model(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +116,6 @@ def test_doctor_tells_what_it_found(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_doctor_notices_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "QUICK_STEPS", 20)
-    monkeypatch.setattr(doctor, "LOG_Z", LOG_Z)
     # The fit's density is another than the one that its answers are compared with.
     monkeypatch.setattr(doctor, "log_density", lambda z: exact().log_prob(z - 1.0) + LOG_Z + 1.0)
     monkeypatch.setattr(doctor, "load", lambda *a: (_ for _ in ()).throw(RuntimeError("can't be read")))

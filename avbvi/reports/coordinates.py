@@ -85,11 +85,11 @@ def select(
         badness = torch.cat([size, size.new_zeros(total - len(size))])
     ranked = badness.nan_to_num(math.inf).argsort(descending=True, stable=True).tolist()
     shown = list(range(total)) if total <= MOST_COORDINATES else ranked[:MOST_COORDINATES]
-    place = {column: i for i, column in enumerate(shown)}
-    moved = [] if before is None else [column for column in shown if column < before.shape[1]]
+    moved: list[int] = []
     if before is not None:
+        moved = [column for column in shown if column < before.shape[1]]
         shown = moved + [column for column in shown if column >= before.shape[1]]
-        place = {column: i for i, column in enumerate(shown)}
+    place = {column: i for i, column in enumerate(shown)}
     return Coordinates(
         names=[names[i] for i in shown],
         draws=values[:, shown].float(),

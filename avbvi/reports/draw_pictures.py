@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,12 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..diagnostics import limits
+from ..plots.draws import share_levels
 from .blocks import Picture, number
 from .coordinates import Coordinates
 from .drawing import Scheme, bare, kernel_density, label, picture, window
 
 #: Coordinates in the picture of marginals, in that of pairs, and in that of changes.
 MARGINALS, PAIRS, CHANGES = 6, 4, 20
+#: Contours of a density: these shares of the draws lie within.
+SHARES = (0.95, 0.8, 0.5, 0.2)
 #: Points along an axis of a two-dimensional density.
 GRID = 44
 
@@ -149,16 +151,11 @@ def _pair(
 
 
 def _levels(height: np.ndarray) -> list[float] | None:
-    """Heights of a density on a grid above which 95, 80, 50 and 20 % of its mass lie, rising."""
-    ordered = np.sort(height.ravel())[::-1]
-    mass = np.cumsum(ordered)
-    if not mass[-1] > 0.0:
+    """Heights of a density on a grid above which the shares lie, rising; ``None`` where they are not apart."""
+    if not height.sum() > 0.0:
         return None
-    found = [
-        float(ordered[min(int(np.searchsorted(mass, share * mass[-1])), len(ordered) - 1)])
-        for share in (0.95, 0.8, 0.5, 0.2)
-    ]
-    return found if all(a < b for a, b in itertools.pairwise(found)) and found[-1] < ordered[0] else None
+    found = share_levels(height, SHARES)
+    return found if len(found) == len(SHARES) and found[-1] < height.max() else None
 
 
 def changes(coordinates: Coordinates) -> Picture | None:
