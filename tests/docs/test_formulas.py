@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -10,21 +9,17 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.docs.scripts import DOCS, loaded
+
 pytest.importorskip("latex2mathml", reason="needs the extra docs")
 exceptions = pytest.importorskip("mkdocs.exceptions", reason="needs the extra docs")
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = SimpleNamespace(file=SimpleNamespace(src_path="theory/avb.md"))
 
 
 @pytest.fixture(scope="module")
 def hook() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("formulas", DOCS / "hooks" / "formulas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("hooks/formulas.py")
 
 
 def shown(mathml: str) -> str:

@@ -5,7 +5,6 @@ On finite sets all expectations are sums, so that identities hold to rounding fo
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 import avbvi
+from tests.docs.scripts import loaded
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "theory").glob("*.md"))
@@ -123,12 +123,7 @@ def test_the_test_of_an_equation_exists(equation: str) -> None:
 
 @pytest.fixture(scope="module")
 def drawing() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("theory_figures", ROOT / "docs" / "figures" / "theory.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("figures/theory.py")
 
 
 def test_each_figure_is_drawn_shown_and_small(drawing: ModuleType) -> None:

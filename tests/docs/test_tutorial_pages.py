@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.docs.scripts import loaded
+
 pytest.importorskip("mkdocs", reason="needs the extra docs")
 
-HOOK = Path(__file__).resolve().parents[2] / "docs" / "hooks" / "tutorials.py"
 PAGE = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/one.ipynb"), url="tutorials/one/")
 URLS = {"tutorials/two.ipynb": "tutorials/two/", "howto/verdict.md": "howto/verdict/"}
 
@@ -24,12 +23,7 @@ class Files:
 
 @pytest.fixture(scope="module")
 def hook() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tutorials", HOOK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("hooks/tutorials.py")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from avbvi import CheckpointError
 from avbvi.reports import collect, from_file, render
 from avbvi.reports.material import LEFT_OUT, OLDER
 from tests.browser import chromium
+from tests.plots import colours
 from tests.reports.fits import DATA, NAME, model, quick_fit
 from tests.reports.html import Page
 
@@ -236,14 +237,11 @@ def watched(shown: Any) -> tuple[list[str], list[str]]:
 def contrast(shown: Any, of: str, on: str) -> float:
     """Contrast of an element's text to the background of another (WCAG 2.1)."""
 
-    def luminance(selector: str, which: str) -> float:
-        colour = shown.evaluate(f"getComputedStyle(document.querySelector({selector!r})).{which}")
-        channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
-        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    def colour(selector: str, which: str) -> str:
+        rgb = shown.evaluate(f"getComputedStyle(document.querySelector({selector!r})).{which}")
+        return "#" + "".join(f"{int(channel):02x}" for channel in re.findall(r"\d+", rgb)[:3])
 
-    a, b = sorted([luminance(of, "color"), luminance(on, "backgroundColor")])
-    return (b + 0.05) / (a + 0.05)
+    return colours.contrast(colour(of, "color"), colour(on, "backgroundColor"))
 
 
 def test_observations_are_those_of_the_model(saved: Path) -> None:

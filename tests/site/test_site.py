@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +32,18 @@ class Silent(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address at which a folder is served."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class Reader:
@@ -80,11 +93,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served(site) as there:
+        yield there
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +157,7 @@ def test_search_finds_a_name(address: str, browser: Any) -> None:
 def test_a_faulty_page_is_noticed(tmp_path: Path, browser: Any) -> None:
     wide = "<div style='width:3000px'>wide</div><img src='none.png'><script>undefined_name()</script>"
     (tmp_path / "index.html").write_text(f"<!doctype html>{wide}<img src='http://localhost:9/picture.png'>")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    said = "\n".join(reader(browser, f"http://127.0.0.1:{server.server_port}", PHONE, "light").open(""))
-    server.shutdown()
-    server.server_close()
+    with served(tmp_path) as there:
+        said = "\n".join(reader(browser, there, PHONE, "light").open(""))
     for part in ("pixels wide", "404", "left the site", "undefined_name", "no picture"):
         assert part in said
