@@ -73,6 +73,7 @@ FIT: dict[str, Limit] = {
         f"≤\u00a0{limits.CALIBRATION_ERROR}",
         lambda value, stderr: value <= limits.CALIBRATION_ERROR,
     ),
+    "cross_entropy": Limit("cross-entropy of the adversary on held-out draws (nats; log 2 by chance)"),
     "cross_entropy_excess": Limit(
         "cross-entropy by which a fresh adversary does better (nats)",
         f"≤\u00a0{limits.CROSS_ENTROPY_EXCESS}",
@@ -111,6 +112,7 @@ AMORTISED: dict[str, Limit] = {
         lambda value, stderr: value - limits.SIGMAS * stderr <= amortised.MISSED,
     ),
     "calibration_error": FIT["calibration_error"],
+    "cross_entropy": FIT["cross_entropy"],
     "active_units": Limit("latent coordinates that carry something of the data"),
     "data_above_zero": Limit("data with an ELBO above what is possible", "0", lambda value, stderr: value == 0.0),
     "finite_share": FIT["finite_share"],
