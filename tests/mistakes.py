@@ -257,7 +257,7 @@ def run(code: str) -> str:
 def wrapped(line: str) -> list[str]:
     """A line of a message in pieces that fit the page, those after the first indented."""
     indent = "    " if line.startswith("  - ") else "  "
-    return textwrap.wrap(line, 110, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return textwrap.wrap(line, 98, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
 def section(number: int, mistake: Mistake, said: str) -> str:
