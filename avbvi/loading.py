@@ -20,12 +20,10 @@ from .integrity import check_entries, damage
 from .model_state import claim_parameters, model_buffers, model_parameters, put_to_rest
 from .parts import rebuild
 from .posterior import Posterior
-from .remedies import spelled
 from .runs import Run
 from .targets import Model
 
 
-@spelled
 def load(
     path: str | os.PathLike[str], model: Model, *args: Any, guide: AVBGuide | None = None, **kwargs: Any
 ) -> Posterior:

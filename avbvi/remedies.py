@@ -35,10 +35,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def spelled(function: _Function) -> _Function:
     """The function; a keyword that it does not have is refused with the name that was probably meant.
 
+    It is for functions without ``**kwargs`` alone: those take any keyword.
+
     Raises:
         TypeError: (by the function) a keyword that it does not have.
     """
     parameters = inspect.signature(function).parameters.values()
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters), function
     names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "self"]
     called = function.__qualname__.removesuffix(".__init__")
 

@@ -163,7 +163,7 @@ MISTAKES = (
         avbvi.fit(model, step=1000)
         """,
         "No option is swallowed: what a function does not know, it refuses. The same holds of "
-        "`AVBGuide(samplr=...)`, `AdversarialELBO(step=...)`, `LogDensity(...)` and `load(...)`.",
+        "`AVBGuide(samplr=...)`, `AdversarialELBO(step=...)` and `LogDensity(...)`.",
         ("step=1000", "steps=1000"),
     ),
     Mistake(

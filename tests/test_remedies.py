@@ -80,6 +80,14 @@ def test_a_misspelt_keyword_is_refused_with_the_right_one() -> None:
     assert function.__doc__ == "A sum."
 
 
+def test_functions_of_any_keyword_are_left_alone() -> None:
+    def open_ended(**kwargs: int) -> int:
+        return len(kwargs)
+
+    with pytest.raises(AssertionError):
+        spelled(open_ended)
+
+
 def test_a_plate_of_the_model_is_told_from_that_over_draws() -> None:
     said = [
         remedy(ValueError(f"Shape mismatch inside plate('{name}') at site y dim -1, 32 vs 3"))
