@@ -10,9 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import SVI
+from torch.distributions import constraints
 
 import avbvi
+from avbvi.simulations import Simulation
 from models.decoders import FullyConnectedDecoder
 from models.encoders import GaussianEncoder, MLPBody
 from models.likelihoods import RelaxedBernoulliLikelihood
@@ -20,7 +23,7 @@ from models.vaes import VAE
 from tests.page_code import ROOT, blocks, run, shorten
 
 DOCS = ROOT / "docs"
-PAGES = ["README.md", "docs/index.md", "docs/install.md", "docs/speed.md", "docs/distributed.md"]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "install", "plots", "speed", "distributed"))]
 PAGES += sorted(str(page.relative_to(ROOT)) for folder in ("howto", "theory") for page in (DOCS / folder).glob("*.md"))
 PAGES.remove("docs/howto/mistakes.md")  # code that fails, as it should: tests/test_mistakes.py
 
@@ -61,6 +64,32 @@ def distributed() -> dict[str, Any]:
     return {**names, "guide": guide}
 
 
+def plots() -> dict[str, Any]:
+    """Axes, draws and fits, a few steps long, of which the page of plots shows one line each."""
+    sites = {"z": (constraints.real, (2,)), "tau": (constraints.real, ())}
+    density = avbvi.LogDensity(lambda v: -0.5 * (v["z"].square().sum(-1) + v["tau"].square()), sites=sites)
+    posterior = avbvi.fit(density, guide=avbvi.AVBGuide(density, trunk=avbvi.AffineTrunk()), steps=10, progress=False)
+    names = autoencoder()
+    guide = avbvi.AVBGuide(names["vae"].model, sampler=avbvi.SemiImplicitSampler(context_dim=64))
+    amortised = avbvi.fit(names["vae"].model, names["loader"], guide=guide, steps=5, progress=False)
+    draws = {name: torch.randn(100, *shape) for name, shape in (("mu", ()), ("tau", ()), ("eta", (2,)))}
+    rounds = tuple(Simulation(i, {}, {"mu": i % 10}, None, None, 1.0) for i in range(40))
+    axes = Figure().subplots(1, 8)
+    return {
+        **dict(zip(("ax", "left", "right", "one", "two", "three", "above", "below"), axes, strict=True)),
+        **{
+            "posterior": posterior,
+            "target": posterior.guide.target(),
+            "amortised": amortised,
+            "x": names["x"].reshape(8, 8, 8),
+        },
+        **{"truth": draws, "exact": draws, "gaussian": draws, "losses": [3.0, 2.0, 1.0], "labels": torch.arange(8)},
+        **{"log_prob": lambda z: -0.5 * z.square().sum(-1), "before": torch.randn(50, 2), "after": torch.randn(50, 2)},
+        **{"reconstructions": torch.rand(8, 8, 8), "samples": torch.rand(24, 8, 8)},
+        "study": avbvi.Calibration(rounds, 9, {}, 0),
+    }
+
+
 def relatives() -> dict[str, Any]:
     return {**autoencoder(), "steps": 5}
 
@@ -76,6 +105,7 @@ def speed() -> dict[str, Any]:
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme,
     "docs/distributed.md": distributed,
+    "docs/plots.md": plots,
     "docs/speed.md": speed,
     "docs/theory/relatives.md": relatives,
 }
