@@ -44,9 +44,9 @@ format: $(INSTALLED) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(DOCS_INSTALLED) ## Build the documentation site in site/, warnings are errors; look at it in a browser if there is one
+docs: $(DOCS_INSTALLED) ## Build the documentation site in site/, warnings are errors; run its code, look at it in a browser
 	$(BIN)/mkdocs build --strict
-	AVBVI_SITE=$(CURDIR)/site $(BIN)/python -m pytest -q -m slow tests/site
+	AVBVI_SITE=$(CURDIR)/site $(BIN)/python -m pytest -q -n $(WORKERS) -m slow tests/site tests/reports tests/test_page_code.py
 
 .PHONY: serve
 serve: $(DOCS_INSTALLED) ## Show the documentation at localhost:8000, made anew as its sources change
@@ -63,6 +63,7 @@ quick-notebooks: $(DOCS_INSTALLED) ## Run the quick form of the tutorials; their
 .PHONY: package
 package: $(PACKAGE_INSTALLED) ## Build sdist and wheel, check them, and use the wheel in a clean environment
 	$(BIN)/python -m tests.package_check
+	$(BIN)/python -m pytest -q -m slow tests/test_packaging.py
 
 .PHONY: gpu
 gpu: $(INSTALLED) ## Check and time what needs a CUDA device; exit status 2 without one

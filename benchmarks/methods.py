@@ -25,11 +25,11 @@ from benchmarks.rivals import chains, families, guides, numpyro_rivals
 
 #: Files of avbvi that its fits depend on.
 AVB_SOURCES = (
-    *("avbvi/diagnostics", "avbvi/recording", "avbvi/starts", "avbvi/trunks"),
+    *("avbvi/contrasts", "avbvi/diagnostics", "avbvi/recording", "avbvi/starts", "avbvi/trunks"),
     *(
         f"avbvi/{name}.py"
         for name in (
-            *("adversarial", "adversaries", "annealing", "contrasts", "distributions", "elbo", "fitting", "gradients"),
+            *("adversarial", "adversaries", "annealing", "distributions", "elbo", "fitting", "gradients"),
             *("guides", "layout", "mixtures", "parts", "recovery", "refinement", "samplers", "schedules", "targets"),
             *("control", "direct", "hints", "optimisers", "training", "training_state", "trunk_stage"),
         )

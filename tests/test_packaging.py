@@ -52,6 +52,7 @@ def test_import_warns_of_nothing_and_leaves_arviz_alone() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, check=True)
 
 
+@pytest.mark.slow
 def test_import_costs_little_more_than_pyro_and_arviz() -> None:
     pytest.importorskip("resource", reason="CPU seconds of a process are asked for as on Unix")
     import_time.cpu_seconds("avbvi")  # the files are read

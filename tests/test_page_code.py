@@ -1,4 +1,4 @@
-"""The code on the pages of the documentation runs."""
+"""The code on the pages of the documentation runs: ``make docs`` asks for it."""
 
 from __future__ import annotations
 
@@ -111,6 +111,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,7 @@ def test_a_loss_of_another_kind_is_run_step_by_step() -> None:
     assert run.execution.startswith("step by step: TraceMeanField_ELBO reads numbers back")
 
 
+@pytest.mark.usefixtures("default_sigint")
 def test_an_interrupted_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after 20 steps, taken up by a run that goes on in the same way: bit for bit."""
     file = tmp_path / "run"

@@ -194,6 +194,7 @@ def test_an_older_page_stays_whole_when_a_new_one_fails(
     assert [p.name for p in tmp_path.iterdir()] == ["out.html"]
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it_without_a_request_or_an_error(page: Path) -> None:
     with chromium() as browser:
         grounds = []
