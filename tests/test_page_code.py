@@ -26,6 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "install", "plots", "speed", "distributed"))]
 PAGES += sorted(str(page.relative_to(ROOT)) for folder in ("howto", "theory") for page in (DOCS / folder).glob("*.md"))
 PAGES.remove("docs/howto/mistakes.md")  # code that fails, as it should: tests/test_mistakes.py
+PAGES = [page for page in PAGES if blocks((ROOT / page).read_text("utf-8"))]
 
 
 def model(y: torch.Tensor, sigma: torch.Tensor) -> None:
@@ -115,8 +116,6 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not blocks((ROOT / page).read_text("utf-8")):
-        pytest.skip("no code of Python on this page")
     monkeypatch.chdir(tmp_path)
     given = GIVEN[page]() if page in GIVEN else {}
     run(ROOT / page, {**shorten(monkeypatch), **given})
